@@ -1,0 +1,64 @@
+"""Sealed chunks as parallel arrays: what the head hands to a block, and what a reader decodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHUNK_SAMPLES_MAX = 120
+"""Most samples of one chunk: 30 min at 15 s, so that a narrow query decodes little (storage.md section 4)."""
+
+
+class ChunkKind(IntEnum):
+    """Encoding of a chunk; the byte is stored in blocks (docs/format/chunk.md)."""
+
+    XOR = 1
+    NATIVE_HISTOGRAM = 16  # reserved: nothing writes it yet, readers refuse it by name
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Sealed chunks of many series; a series' chunks are adjacent and ascend in time.
+
+    Attributes
+    ----------
+    rows : (n_chunks,) int32       series of the chunk, in the numbering of whoever made this; ascending
+    kinds : (n_chunks,) uint8      ChunkKind
+    min_ms, max_ms : (n_chunks,) int64   first and last sample time, milliseconds
+    counts : (n_chunks,) int32     samples
+    word_offsets : (n_chunks,) int64     first word of the payload in ``words``
+    word_counts : (n_chunks,) int32      words of the payload
+    words : (n_words,) uint64      payloads, most significant bit first in each word (docs/format/chunk.md)
+    """
+
+    rows: NDArray[np.int32]
+    kinds: NDArray[np.uint8]
+    min_ms: NDArray[np.int64]
+    max_ms: NDArray[np.int64]
+    counts: NDArray[np.int32]
+    word_offsets: NDArray[np.int64]
+    word_counts: NDArray[np.int32]
+    words: NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class LateSamples:
+    """Plain samples that did not fit into a series' chunk stream; sorted by (row, time), each pair once.
+
+    Attributes
+    ----------
+    rows : (n,) int32; ts_ms : (n,) int64; bits : (n,) uint64
+    """
+
+    rows: NDArray[np.int32]
+    ts_ms: NDArray[np.int64]
+    bits: NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
