@@ -36,8 +36,6 @@ class Storage(Protocol):
         """Sorted label names of the series of ``series``; of all series when there is no selector."""
         ...
 
-    def label_values(
-        self, name: str, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int
-    ) -> list[str]:
+    def label_values(self, name: str, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int) -> list[str]:
         """Sorted values of one label; ``[]`` when nobody has it."""
         ...

@@ -29,7 +29,7 @@ class Arena:
     def __init__(self, dtype: DTypeLike, capacity: int, columns: int = 0) -> None:
         item = np.dtype(dtype)
         n_bytes = max(capacity * item.itemsize * max(columns, 1), PAGE_BYTES)
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE  # type: ignore[attr-defined]  # typeshed's gap
         self._map = mmap.mmap(-1, -(-n_bytes // PAGE_BYTES) * PAGE_BYTES, flags=flags)
         flat: NDArray[Any] = np.frombuffer(self._map, item, capacity * max(columns, 1))
         self.array: NDArray[Any] = flat.reshape(capacity, columns) if columns else flat
