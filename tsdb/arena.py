@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 PAGE_BYTES = mmap.PAGESIZE
+_MAP_NORESERVE = 0x4000  # of Linux; the mmap module names it from Python 3.13 on
 
 
 class Arena:
@@ -29,7 +30,7 @@ class Arena:
     def __init__(self, dtype: DTypeLike, capacity: int, columns: int = 0) -> None:
         item = np.dtype(dtype)
         n_bytes = max(capacity * item.itemsize * max(columns, 1), PAGE_BYTES)
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE  # type: ignore[attr-defined]  # typeshed's gap
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._map = mmap.mmap(-1, -(-n_bytes // PAGE_BYTES) * PAGE_BYTES, flags=flags)
         flat: NDArray[Any] = np.frombuffer(self._map, item, capacity * max(columns, 1))
         self.array: NDArray[Any] = flat.reshape(capacity, columns) if columns else flat
