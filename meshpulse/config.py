@@ -1,0 +1,353 @@
+"""The configuration file: YAML, every key checked, errors that name the key and its line (docs/config.md)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from query.limits import QueryLimits
+from tsdb.limits import SeriesLimits, TimeLimits
+
+_UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000, "y": 31_536_000_000}
+_DURATION = re.compile(r"(?:(\d+)y)?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?")
+_UNIT_BYTES = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_SIZE = re.compile(r"(\d+)\s*([KMGT]iB|B|)")
+_JOB_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text names file, line and key of every mistake."""
+
+
+def parse_duration(value: object) -> object:
+    """Read a Prometheus duration such as ``1h30m`` or ``500ms``; other types are left to pydantic.
+
+    Raises
+    ------
+    ValueError        text that is no duration
+    """
+    if isinstance(value, timedelta):
+        return value
+    if value == "0" or (value == 0 and type(value) is int):
+        return timedelta(0)
+    found = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
+    if found is None:
+        raise ValueError("is no duration; write for example 15s, 500ms, 1h30m or 15d")
+    units = ("y", "w", "d", "h", "m", "s", "ms")
+    return timedelta(milliseconds=sum(int(n) * _UNIT_MS[u] for n, u in zip(found.groups(), units, strict=True) if n))
+
+
+def parse_size(value: object) -> object:
+    """Read a size such as ``64MiB``, or a plain number of bytes.
+
+    Raises
+    ------
+    ValueError        text that is no size
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError("is no size; write for example 64MiB, 1GiB or a number of bytes")
+    return int(found[1]) * _UNIT_BYTES[found[2]]
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), Field(ge=timedelta(0))]
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
+
+
+def milliseconds(duration: timedelta) -> int:
+    """Whole milliseconds of a duration."""
+    return duration // timedelta(milliseconds=1)
+
+
+class Section(BaseModel):
+    """A mapping of the file: unknown keys are mistakes, values never change after the start."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class ServerConfig(Section):
+    """Where and how we listen."""
+
+    listen: str = "127.0.0.1:9090"
+    insecure: bool = False
+    drain: Duration = timedelta(seconds=10)
+
+    @field_validator("listen")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        split_listen(value)
+        return value
+
+
+class StorageConfig(Section):
+    """Where samples lie, and for how long."""
+
+    path: Path = Path("data")
+    shards: int = 2
+    retention: Duration = timedelta(days=15)
+    out_of_order_window: Duration = timedelta(milliseconds=TimeLimits().out_of_order_window_ms)
+    future_max: Duration = timedelta(milliseconds=TimeLimits().future_max_ms)
+    block_span: Duration = timedelta(hours=2)
+    free_bytes_min: Size = 1 << 30
+    free_fraction_min: float = Field(default=0.05, ge=0, lt=1)
+
+    @field_validator("shards")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value < 1 or value & (value - 1):
+            raise ValueError("must be a power of two: a sample's shard is hash & (shards - 1)")
+        return value
+
+
+class WalSync(StrEnum):
+    """When an acknowledged sample is on the disk."""
+
+    ALWAYS = "always"
+    INTERVAL = "interval"
+    OFF = "off"
+
+
+class WalConfig(Section):
+    """The write-ahead log."""
+
+    sync: WalSync = WalSync.ALWAYS
+    interval: Duration = timedelta(milliseconds=200)
+    segment_bytes: Size = 64 << 20
+    queue_bytes_max: Size = 256 << 20
+
+
+class SeriesLimitsConfig(Section):
+    """What one series and one tenant may be."""
+
+    labels_max: int = SeriesLimits().labels_max
+    label_name_bytes_max: Size = SeriesLimits().label_name_bytes_max
+    label_value_bytes_max: Size = SeriesLimits().label_value_bytes_max
+    series_bytes_max: Size = SeriesLimits().series_bytes_max
+    active_series_max: int = SeriesLimits().active_series_max
+
+
+class IngestLimitsConfig(Section):
+    """What one pushed request or one scrape may be."""
+
+    body_bytes_max: Size = 32 << 20
+    decoded_bytes_max: Size = 64 << 20
+    requests_max: int = Field(default=64, ge=1)
+    scrape_bytes_max: Size = 64 << 20
+
+
+class QueryLimitsConfig(Section):
+    """What one query may touch."""
+
+    samples_max: int = QueryLimits().samples_max
+    series_max: int = QueryLimits().series_max
+    steps_max: int = QueryLimits().steps_max
+    subquery_steps_max: int = QueryLimits().subquery_steps_max
+    memory_bytes_max: Size = QueryLimits().memory_bytes_max
+
+
+class LimitsConfig(Section):
+    """Everything that is refused above a number."""
+
+    series: SeriesLimitsConfig = SeriesLimitsConfig()
+    ingest: IngestLimitsConfig = IngestLimitsConfig()
+    query: QueryLimitsConfig = QueryLimitsConfig()
+
+
+class TenantsConfig(Section):
+    """Who may write under which ``X-Scope-OrgID``."""
+
+    auto_create: bool = False
+    max: int = Field(default=100, ge=1)
+
+
+class QueryConfig(Section):
+    """How queries run."""
+
+    lookback_delta: Duration = timedelta(milliseconds=QueryLimits().lookback_ms)
+    timeout: Duration = timedelta(seconds=QueryLimits().timeout_s)
+    max_concurrency: int = Field(default=QueryLimits().concurrent_max, ge=1)
+    default_step: Duration = timedelta(milliseconds=QueryLimits().default_step_ms)
+    workers: int = Field(default=QueryLimits().workers, ge=1)
+
+
+class LogConfig(Section):
+    """What the program says on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class GlobalConfig(Section):
+    """Defaults of all scrapes, by Prometheus' names."""
+
+    scrape_interval: Duration = timedelta(seconds=15)
+    scrape_timeout: Duration = timedelta(seconds=10)
+    external_labels: dict[str, str] = {}
+
+
+class StaticConfig(Section):
+    """Targets that are written down."""
+
+    targets: list[str]
+    labels: dict[str, str] = {}
+
+
+class ScrapeConfig(Section):
+    """One scrape job, by Prometheus' names."""
+
+    job_name: str = Field(min_length=1)
+    scrape_interval: Duration | None = None
+    scrape_timeout: Duration | None = None
+    metrics_path: str = "/metrics"
+    scheme: Literal["http", "https"] = "http"
+    params: dict[str, list[str]] = {}
+    honor_labels: bool = False
+    honor_timestamps: bool = True
+    sample_limit: int = Field(default=0, ge=0)
+    static_configs: list[StaticConfig] = []
+
+
+class Config(Section):
+    """The whole file."""
+
+    global_: GlobalConfig = Field(default=GlobalConfig(), alias="global")
+    server: ServerConfig = ServerConfig()
+    storage: StorageConfig = StorageConfig()
+    wal: WalConfig = WalConfig()
+    limits: LimitsConfig = LimitsConfig()
+    tenants: TenantsConfig = TenantsConfig()
+    query: QueryConfig = QueryConfig()
+    log: LogConfig = LogConfig()
+    scrape_configs: list[ScrapeConfig] = []
+
+    @model_validator(mode="after")
+    def _jobs(self) -> Config:
+        names = [job.job_name for job in self.scrape_configs]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"scrape_configs: job_name {min(twice)!r} is used twice")
+        for job in self.scrape_configs:
+            interval = job.scrape_interval or self.global_.scrape_interval
+            if not interval:
+                raise ValueError(f"scrape_configs: job {job.job_name!r} has a scrape_interval of zero")
+            if job.scrape_timeout and job.scrape_timeout > interval:
+                raise ValueError(f"scrape_configs: job {job.job_name!r} has a scrape_timeout above its scrape_interval")
+        return self
+
+
+def split_listen(listen: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT``, ``[::1]:PORT`` or ``:PORT`` (all addresses).
+
+    Raises
+    ------
+    ValueError        not of that form
+    """
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ValueError("must be HOST:PORT, for example 127.0.0.1:9090")
+    return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)  # noqa: S104  # refused unless insecure
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 booleans: ``off`` is a word, not false."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
+
+_Path = tuple[Hashable, ...]
+
+
+def _lines(node: yaml.Node | None, at: _Path, lines: dict[_Path, int]) -> None:
+    """Line of every key and item, by its path; refuses a key that is written twice."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            path = (*at, key.value)
+            line = key.start_mark.line + 1
+            if path in lines:
+                raise ConfigError(f"line {line}: {'.'.join(map(str, path))} is written twice, first in {lines[path]}")
+            lines[path] = line
+            _lines(value, path, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*at, index)] = value.start_mark.line + 1
+            _lines(value, (*at, index), lines)
+
+
+def _explain(error: ValidationError, lines: Mapping[_Path, int]) -> str:
+    texts = []
+    for mistake in error.errors():
+        path = tuple(mistake["loc"])
+        known = path
+        while known and known not in lines:
+            known = known[:-1]
+        what = "unknown key" if mistake["type"] == "extra_forbidden" else mistake["msg"].removeprefix("Value error, ")
+        where = f"line {lines[known]}: " if known else ""
+        texts.append(f"{where}{'.'.join(map(str, path))}: {what}" if path else f"{where}{what}")
+    return "\n".join(texts)
+
+
+def parse_config(text: str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
+    """Read and check a configuration.
+
+    Parameters
+    ----------
+    text : YAML; empty text is the default configuration
+    overrides : section -> key -> value, from the command line; they win over the file
+
+    Raises
+    ------
+    ConfigError        every mistake on a line of its own, with the line number in ``text`` and the key
+    """
+    lines: dict[_Path, int] = {}
+    try:
+        node = yaml.compose(text, Loader=_Loader)  # a SafeLoader
+        _lines(node, (), lines)
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(f"{where}{getattr(error, 'problem', None) or error}") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError("line 1: the file must be a mapping of sections")
+    # a section that is only named ("wal:") keeps its defaults
+    known = {field.alias or name for name, field in Config.model_fields.items()}
+    sections = {name: section for name, section in data.items() if section is not None or name not in known}
+    for name, keys in (overrides or {}).items():
+        given = {key: value for key, value in keys.items() if value is not None}
+        if given and isinstance(sections.setdefault(name, {}), dict):
+            sections[name] = {**sections[name], **given}
+    try:
+        return Config.model_validate(sections)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, lines)) from None
+
+
+def load_config(path: Path | None, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
+    """Read a configuration file; without one the defaults and the overrides.
+
+    Raises
+    ------
+    ConfigError        every line begins with the file's name
+    """
+    try:
+        return parse_config(path.read_text(encoding="utf-8") if path else "", overrides)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except ConfigError as error:
+        prefix = f"{path}: " if path else ""
+        raise ConfigError("\n".join(f"{prefix}{line}" for line in str(error).splitlines())) from None

@@ -1,0 +1,59 @@
+"""Documentation that must agree with the code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from meshpulse.config import Config, parse_config
+from tests.house.test_lint import ROOT
+from tsdb.errors import Reason
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{field.alias or name}"
+        inner = field.annotation
+        items = next((arg for arg in get_args(inner) if isinstance(arg, type) and issubclass(arg, BaseModel)), None)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from keys(inner, f"{path}.")
+        elif items is not None:
+            if "[]" in path:
+                yield path
+            yield from keys(items, f"{path}[].")
+        else:
+            yield path
+
+
+def documented() -> dict[str, str]:
+    """Key -> default as the page states it."""
+    rows = re.findall(r"^\| `([\w.\[\]]+)` \| (.*?) \|", (ROOT / "docs/config.md").read_text(), re.MULTILINE)
+    return {key: default.strip("`") for key, default in rows}
+
+
+def test_every_config_key_is_documented() -> None:
+    assert sorted(documented()) == sorted(set(keys(Config)) | {"scrape_configs[].static_configs"})
+
+
+def test_documented_defaults_are_the_defaults() -> None:
+    default = parse_config("")
+    for key, text in documented().items():
+        if key.startswith("scrape_configs"):
+            continue
+        stated: Any = parse_config(_nest(key, text))
+        assert stated == default, f"{key}: docs say {text}"
+
+
+def _nest(key: str, text: str) -> str:
+    for part in reversed(key.split(".")):
+        text = f"{{{part}: {text}}}"
+    return text
+
+
+def test_every_reason_is_documented() -> None:
+    page = (ROOT / "docs/rejections.md").read_text()
+    missing = [reason for reason in Reason if f"| `{reason}` |" not in page]
+    assert not missing

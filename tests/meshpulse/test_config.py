@@ -1,0 +1,117 @@
+"""The configuration file: defaults, words of Prometheus, and errors one can act on."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from meshpulse.config import ConfigError, WalSync, load_config, milliseconds, parse_config, split_listen
+
+
+def test_an_empty_file_is_the_default() -> None:
+    config = parse_config("")
+    assert config == parse_config("server:\nscrape_configs:\nglobal: {}\n")
+    assert config.server.listen == "127.0.0.1:9090"
+    assert config.wal.sync is WalSync.ALWAYS
+    assert not config.tenants.auto_create
+
+
+def test_prometheus_words() -> None:
+    config = parse_config("""
+global:
+  scrape_interval: 2s
+  external_labels: {mesh: a}
+scrape_configs:
+  - job_name: envoy
+    metrics_path: /stats/prometheus
+    static_configs:
+      - targets: ["127.0.0.1:9901"]
+        labels: {zone: z1}
+""")
+    job = config.scrape_configs[0]
+    assert config.global_.scrape_interval == timedelta(seconds=2)
+    assert job.static_configs[0].targets == ["127.0.0.1:9901"]
+    assert job.scrape_interval is None
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"), [("500ms", 500), ("1h30m", 5_400_000), ("15d", 1_296_000_000), ("0", 0), ("1m500ms", 60_500)]
+)
+def test_durations(text: str, ms: int) -> None:
+    assert milliseconds(parse_config(f"query: {{timeout: {text}}}").query.timeout) == ms
+
+
+@pytest.mark.parametrize("text", ["5", "abc", "1ns", "-1s", "1.5h", '""', "true"])
+def test_bad_durations_name_the_key(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"line 2: query\.timeout: is no duration"):
+        parse_config(f"query:\n  timeout: {text}\n")
+
+
+@pytest.mark.parametrize(("text", "size"), [("64MiB", 64 << 20), ("1GiB", 1 << 30), ("17", 17), ("2 KiB", 2048)])
+def test_sizes(text: str, size: int) -> None:
+    assert parse_config(f"wal: {{segment_bytes: {text}}}").wal.segment_bytes == size
+
+
+def test_off_is_a_word() -> None:
+    assert parse_config("wal: {sync: off}").wal.sync is WalSync.OFF
+    assert parse_config("server: {insecure: true}").server.insecure
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("wal:\n  sink: always\n", "line 2: wal.sink: unknown key"),
+        ("wall: {}\n", "line 1: wall: unknown key"),
+        ("\nwal:\n  sync: sometimes\n", "line 3: wal.sync: Input should be 'always', 'interval' or 'off'"),
+        ("limits:\n  series:\n    labels: 3\n", "line 3: limits.series.labels: unknown key"),
+        ("storage:\n  shards: 3\n", "line 2: storage.shards: must be a power of two"),
+        ("server:\n  listen: here\n", "line 2: server.listen: must be HOST:PORT"),
+        ("scrape_configs:\n  - job_name: a\n    targets: [x]\n", "line 3: scrape_configs.0.targets: unknown key"),
+        ("scrape_configs:\n  - metrics_path: /x\n", "line 2: scrape_configs.0.job_name: Field required"),
+        ("scrape_configs:\n- job_name: a\n- job_name: a\n", "job_name 'a' is used twice"),
+        ("wal:\n  sync: off\n  sync: always\n", "line 3: wal.sync is written twice, first in 2"),
+        ("wal: [\n", "line 2: "),
+        ("- 1\n", "line 1: the file must be a mapping"),
+        ("tenants:\n  max: 0\n", "line 2: tenants.max: Input should be greater than or equal to 1"),
+    ],
+)
+def test_mistakes_name_line_and_key(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text)
+    assert message in str(caught.value)
+
+
+def test_every_mistake_is_told() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config("wal:\n  a: 1\n  b: 2\n")
+    assert str(caught.value).splitlines() == ["line 2: wal.a: unknown key", "line 3: wal.b: unknown key"]
+
+
+def test_flags_win(tmp_path: Path) -> None:
+    file = tmp_path / "meshpulse.yml"
+    file.write_text("server: {listen: '127.0.0.1:1'}\nstorage: {retention: 1d}\n")
+    config = load_config(
+        file, {"server": {"listen": "127.0.0.1:2"}, "storage": {"path": tmp_path}, "log": {"level": None}}
+    )
+    assert config.server.listen == "127.0.0.1:2"
+    assert config.storage.path == tmp_path
+    assert config.storage.retention == timedelta(days=1)
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "meshpulse.yml"
+    file.write_text("a: 1\n")
+    with pytest.raises(ConfigError, match=r"meshpulse\.yml: line 1: a: unknown key"):
+        load_config(file)
+    with pytest.raises(ConfigError, match="absent"):
+        load_config(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("listen", "address"),
+    [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::1]:0", ("::1", 0)), ("localhost:9090", ("localhost", 9090))],
+)
+def test_listen(listen: str, address: tuple[str, int]) -> None:
+    assert split_listen(listen) == address
