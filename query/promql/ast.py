@@ -54,12 +54,16 @@ class StringLiteral:
 
 @dataclass(frozen=True, slots=True)
 class VectorSelector:
-    """``name{matchers} offset o @ at``; ``matchers`` include the one for ``__name__`` that ``name`` stands for."""
+    """``name{matchers} offset o @ at``; ``matchers`` include the one for ``__name__`` that ``name`` stands for.
+
+    ``offset_spelling`` is how the canonical text spells an offset that is no plain duration (``-(5)``), else empty.
+    """
 
     name: str
     matchers: tuple[Matcher, ...]
     offset_ms: int = 0
     at: int | Literal["start", "end"] | None = None
+    offset_spelling: str = field(default="", compare=False)
     span: Span = field(default=NOWHERE, compare=False)
 
 
@@ -79,6 +83,7 @@ class Subquery:
     step_ms: int | None
     offset_ms: int = 0
     at: int | Literal["start", "end"] | None = None
+    offset_spelling: str = field(default="", compare=False)
     span: Span = field(default=NOWHERE, compare=False)
 
 
