@@ -63,8 +63,8 @@ class VectorSelector:
     matchers: tuple[Matcher, ...]
     offset_ms: int = 0
     at: int | Literal["start", "end"] | None = None
-    offset_spelling: str = field(default="", compare=False)
     span: Span = field(default=NOWHERE, compare=False)
+    offset_spelling: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ class Subquery:
     step_ms: int | None
     offset_ms: int = 0
     at: int | Literal["start", "end"] | None = None
-    offset_spelling: str = field(default="", compare=False)
     span: Span = field(default=NOWHERE, compare=False)
+    offset_spelling: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
