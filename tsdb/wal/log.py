@@ -1,0 +1,456 @@
+"""The local write-ahead log: group commit, acknowledged = on the device (storage.md section 5, decisions 1-4)."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from tsdb.disk import DiskGuard
+from tsdb.errors import LogFailedError, OverloadedError
+from tsdb.io import Files
+from tsdb.wal.framing import Framer, Record
+from tsdb.wal.replay import DamageReport, LogReader, Quarantine, ReplayedRecord
+from tsdb.wal.segments import Segment, SegmentFolder
+
+R = TypeVar("R", covariant=True)
+T = TypeVar("T")
+
+SEGMENT_BYTES = 64 << 20
+QUEUE_BYTES_MAX = 256 << 20  # a second of very heavy ingest; what is queued is not acknowledged yet
+QUEUE_OPS_MAX = 65_536
+GROUP_BYTES_MAX = 8 << 20  # bounds the buffer of one write, and how long the first of a group waits for the last
+OP_BYTES = 4096  # size assumed for an operation that does not say
+RETRY_S = 5.0  # how long a failed log refuses before it tries the disk again
+SYNC_BUCKETS_S = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class SyncMode(StrEnum):
+    """When a write is acknowledged (decision 4)."""
+
+    ALWAYS = "always"  # after fdatasync: nothing acknowledged is ever lost
+    INTERVAL = "interval"  # after write; synced at least every interval: a power cut loses that much
+    OFF = "off"  # after write; the kernel decides: only for tests and throw-away data
+
+
+class Operation(Protocol[R]):
+    """One thing to be logged, then done."""
+
+    def records(self, segment: int) -> Sequence[Record]:
+        """What to log, dictionary records first; called on the committer thread just before writing.
+
+        Dictionary numbers are known to a segment only after a record of it defined them. Called again with another
+        segment when the first could not be written.
+        """
+        ...
+
+    def apply(self, position: int) -> R:
+        """Do it; called on the committer thread in log order, when the records are durable.
+
+        ``position`` is that of the operation's last record.
+        """
+        ...
+
+
+class Log(Protocol):
+    """What a shard's writer needs of a log; a cluster's partitioned log is another one."""
+
+    def submit(self, op: Operation[T], n_bytes: int = OP_BYTES) -> Future[T]: ...
+
+    def replay(self) -> Iterator[ReplayedRecord]: ...
+
+    def free(self, is_published: Callable[[str, int, int, int], bool]) -> int: ...
+
+
+@dataclass(slots=True)
+class LogStats:
+    """Counters since the start, read without a lock; ``sync_counts`` has one more bucket than SYNC_BUCKETS_S."""
+
+    records: int = 0
+    raw_bytes: int = 0
+    written_bytes: int = 0
+    groups: int = 0
+    syncs: int = 0
+    sync_failures: int = 0
+    sync_seconds: float = 0.0
+    sync_counts: list[int] = field(default_factory=lambda: [0] * (len(SYNC_BUCKETS_S) + 1))
+    write_failures: int = 0
+    segments: int = 0
+    queued_ops: int = 0
+    queued_bytes: int = 0
+    failed: bool = False
+
+
+Entry = tuple[Operation[Any], int, "Future[Any]"]
+
+
+class LocalLog:
+    """Write-ahead log of one process.
+
+    Construct, iterate :meth:`replay` to its end, :meth:`start`, :meth:`submit`, :meth:`close`. One committer thread
+    writes whatever is queued, syncs once, applies each operation in order and resolves its future; while it syncs
+    the next group gathers, so it never sleeps to gather one.
+
+    Parameters
+    ----------
+    folder : of the segments; the caller holds the data folder's lock
+    sync, interval_ms : when writes are acknowledged
+    segment_bytes : size at which the next segment is begun
+    queue_bytes_max, queue_ops_max : more than this is refused with OverloadedError
+    guard : refuses submissions when the disk is nearly full
+    quarantine : where damaged bytes go, default ``folder/quarantine``
+    files : the disk
+    retry_s : how long a failed log refuses before it tries again
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        sync: SyncMode = SyncMode.ALWAYS,
+        segment_bytes: int = SEGMENT_BYTES,
+        interval_ms: int = 200,
+        queue_bytes_max: int = QUEUE_BYTES_MAX,
+        queue_ops_max: int = QUEUE_OPS_MAX,
+        guard: DiskGuard | None = None,
+        quarantine: Path | None = None,
+        files: Files | None = None,
+        retry_s: float = RETRY_S,
+    ) -> None:
+        self._files = files or Files()
+        self._folder = SegmentFolder(folder, segment_bytes, self._files)
+        self._sync_mode = SyncMode(sync)
+        self._interval_s = interval_ms / 1000
+        self._queue_bytes_max = queue_bytes_max
+        self._queue_ops_max = queue_ops_max
+        self._guard = guard
+        self._quarantine = Quarantine(quarantine or folder / "quarantine", self._files)
+        self._retry_s = retry_s
+        self._framer = Framer()
+        self.stats = LogStats()
+
+        self._closed_segments = self._folder.existing()  # oldest first; guarded by _segments_lock
+        self._segments_lock = threading.Lock()
+        self._next_segment = self._closed_segments[-1].number + 1 if self._closed_segments else 1
+        self._reader = LogReader(list(self._closed_segments), self._quarantine)
+        self._replayed = False
+
+        # the committer's own
+        self._segment: Segment | None = None
+        self._position = 0  # last given to a record
+        self._acknowledged = 0
+        self._unsynced_since: float | None = None
+
+        self._queue: deque[Entry] = deque()
+        self._wake = threading.Condition(threading.Lock())
+        self._idle = False
+        self._closing = False
+        self._failed_until = 0.0
+        self._thread: threading.Thread | None = None
+
+    # -- start and end
+
+    def replay(self) -> Iterator[ReplayedRecord]:
+        """Every readable record in order, once, before :meth:`start`; damage is set aside and reported."""
+        assert self._thread is None, "replay comes before start"
+        yield from self._reader
+        self._replayed = True
+
+    @property
+    def damage(self) -> list[DamageReport]:
+        """What replay could not read."""
+        return self._reader.damage
+
+    @property
+    def torn_tails(self) -> list[DamageReport]:
+        """Unfinished last records found by replay: the ordinary trace of a crash, nothing acknowledged is in them."""
+        return self._reader.torn
+
+    def set_aside(self, record: ReplayedRecord, reason: str) -> None:
+        """Keep a record that replay delivered and the store cannot apply (R4), and report it."""
+        report = DamageReport(
+            str(self._folder.path), 0, len(record.body), record.position, record.position, record.max_ms,
+            record.max_ms, reason,
+        )  # fmt: skip
+        name = f"record-{record.segment:020d}-{record.position}"
+        note = {**record._replace(body=b"")._asdict(), "body": f"{name}.bin", "reason": reason}
+        self._quarantine.put(name, record.body, note)
+        self._reader.damage.append(report)
+
+    def start(self, first_position: int = 1) -> None:
+        """Open a new segment, never the old tail (R6), and accept operations.
+
+        Parameters
+        ----------
+        first_position : least position of a new record; the largest ``next_position`` of the manifests, so that
+            records are not taken for published ones after the log's files were lost
+
+        Raises
+        ------
+        LogFailedError        the disk does not give a segment
+        """
+        if not self._replayed:
+            for _ in self.replay():
+                pass
+        self._position = max(self._reader.position, first_position - 1)
+        self._acknowledged = self._position
+        self._folder.trim(self._closed_segments)
+        try:
+            self._open_segment()
+        except OSError as error:
+            raise LogFailedError(f"cannot begin a log segment in {self._folder.path}: {error}") from error
+        self._thread = threading.Thread(target=self._run, name="log-committer", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what is queued, sync, stop."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    # -- any thread
+
+    def submit(self, op: Operation[T], n_bytes: int = OP_BYTES) -> Future[T]:
+        """Queue an operation.
+
+        Parameters
+        ----------
+        n_bytes : about how much memory it holds while it is queued
+
+        Returns
+        -------
+        Future        resolves to what ``op.apply`` returned, when the records are durable and applied
+
+        Raises
+        ------
+        DiskFullError, OverloadedError, LogFailedError        nothing was queued
+        """
+        if self._guard is not None:
+            self._guard.check()
+        future: Future[T] = Future()
+        stats = self.stats
+        with self._wake:
+            if self._closing or self._thread is None:
+                raise LogFailedError("the log is closed")
+            if stats.failed and time.monotonic() < self._failed_until:
+                raise LogFailedError("the write-ahead log cannot be written; it is tried again in a few seconds")
+            if stats.queued_ops >= self._queue_ops_max or (
+                stats.queued_bytes + n_bytes > self._queue_bytes_max and stats.queued_ops
+            ):
+                raise OverloadedError(f"{stats.queued_ops} writes wait for the log")
+            self._queue.append((op, n_bytes, future))
+            stats.queued_ops += 1
+            stats.queued_bytes += n_bytes
+            if self._idle:
+                self._wake.notify()
+        return future
+
+    def free(self, is_published: Callable[[str, int, int, int], bool]) -> int:
+        """Recycle the oldest segments that nobody needs any more.
+
+        Parameters
+        ----------
+        is_published : (tenant, shard, max_ms, position) -> whether the shard's records up to ``position``, of which
+            the newest sample is of ``max_ms`` (-2^63: none has samples), are kept elsewhere
+
+        Returns
+        -------
+        int        segments freed; they go in order, so the log stays without gaps
+        """
+        with self._segments_lock:
+            freed: list[Segment] = []
+            for segment in self._closed_segments:
+                if not all(is_published(*partition) for partition in segment.partitions.items()):
+                    break
+                freed.append(segment)
+            del self._closed_segments[: len(freed)]
+            self._folder.recycle(freed)
+            self.stats.segments = len(self._closed_segments) + (self._segment is not None)
+        return len(freed)
+
+    def bytes_on_disk(self) -> int:
+        """Space taken by segments and spares."""
+        return self._folder.bytes_on_disk()
+
+    # -- the committer thread
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._queue and not self._closing:
+                    self._idle = True
+                    due = self._unsynced_since
+                    timeout = None if due is None else due + self._interval_s - time.monotonic()
+                    woken = (timeout is None or timeout > 0) and self._wake.wait(timeout)
+                    self._idle = False
+                    if not woken and due is not None:
+                        break
+                if not self._queue and self._closing:
+                    break
+            self._commit()
+            if self._unsynced_since is not None and time.monotonic() - self._unsynced_since >= self._interval_s:
+                self._sync_late()
+        if self._unsynced_since is not None:
+            self._sync_late()
+        segment = self._segment
+        if segment is not None:
+            with contextlib.suppress(OSError):
+                self._files.truncate(segment.fd, segment.offset)
+                if self._sync_mode is not SyncMode.OFF:
+                    self._files.sync_data(segment.fd)
+        self._abandon()
+
+    def _take(self) -> Entry | None:
+        """The next operation whose caller still waits."""
+        while self._queue:
+            entry = self._queue.popleft()
+            with self._wake:
+                self.stats.queued_ops -= 1
+                self.stats.queued_bytes -= entry[1]
+            if entry[2].set_running_or_notify_cancel():
+                return entry
+        return None
+
+    def _commit(self) -> None:
+        """Write and sync one group, then apply it."""
+        group: list[Entry] = []
+        done: list[tuple[Entry, int]] = []
+        for attempt in (1, 2):  # R7: a segment that failed once is dead, a new one gets one chance
+            try:
+                if self._segment is None or self._segment.offset >= self._folder.segment_bytes:
+                    self._roll()
+                done = self._write(group)
+                break
+            except Exception as error:  # noqa: BLE001  # a fault of ours, too, must not leave callers waiting
+                self._abandon()
+                if attempt == 2:
+                    self._fail(group, error)
+                    return
+        self.stats.failed = False
+        self._acknowledged = self._position
+        for (op, _, future), position in done:
+            try:
+                future.set_result(op.apply(position))
+            except Exception as error:  # noqa: BLE001  # the operation's own fault is its caller's to see
+                future.set_exception(error)
+
+    def _write(self, group: list[Entry]) -> list[tuple[Entry, int]]:
+        """Log the group, or what is queued when it is empty; (operation, position) of those that are durable."""
+        segment = self._segment
+        assert segment is not None
+        parts: list[bytes] = []
+        n_bytes = 0
+        logged: list[tuple[str, int, int, int]] = []
+        done: list[tuple[Entry, int]] = []
+        waiting = deque(group)
+        while n_bytes < GROUP_BYTES_MAX or waiting:
+            if waiting:
+                entry = waiting.popleft()
+            elif (taken := self._take()) is not None:
+                entry = taken
+                group.append(entry)
+            else:
+                break
+            try:
+                records = entry[0].records(segment.number)
+                frames = [self._framer.frame(r, segment.salt, self._position + i) for i, r in enumerate(records, 1)]
+            except Exception as error:  # noqa: BLE001  # not logged, not applied; the others go on
+                entry[2].set_exception(error)
+                group.remove(entry)
+                continue
+            for record, frame in zip(records, frames, strict=True):
+                self._position += 1
+                parts.extend(frame)
+                n_bytes += len(frame[0]) + len(frame[1]) + len(frame[2])
+                self.stats.raw_bytes += len(record.body)
+                logged.append((record.tenant, record.shard, record.max_ms, self._position))
+            done.append((entry, self._position))
+        if n_bytes:
+            try:
+                self._files.write_at(segment.fd, b"".join(parts), segment.offset)
+            except OSError:
+                self.stats.write_failures += 1
+                raise
+            segment.offset += n_bytes
+            if self._sync_mode is SyncMode.ALWAYS:
+                self._sync(segment)
+            elif self._sync_mode is SyncMode.INTERVAL and self._unsynced_since is None:
+                self._unsynced_since = time.monotonic()
+            for partition in logged:
+                segment.partitions.add(*partition)
+            self.stats.groups += 1
+            self.stats.records += len(logged)
+            self.stats.written_bytes += n_bytes
+        return done
+
+    def _sync(self, segment: Segment) -> None:
+        begin = time.perf_counter()
+        try:
+            self._files.sync_data(segment.fd)
+        except OSError:
+            self.stats.sync_failures += 1
+            raise
+        took = time.perf_counter() - begin
+        self.stats.syncs += 1
+        self.stats.sync_seconds += took
+        self.stats.sync_counts[bisect_left(SYNC_BUCKETS_S, took)] += 1
+
+    def _sync_late(self) -> None:
+        """Sync what was acknowledged before (mode ``interval``); its loss bound is the mode's, so only go on."""
+        self._unsynced_since = None
+        if self._segment is not None:
+            try:
+                self._sync(self._segment)
+            except OSError:
+                self._abandon()
+
+    def _roll(self) -> None:
+        """Close the full segment and begin the next."""
+        segment = self._segment
+        if segment is not None:
+            if self._unsynced_since is not None:
+                self._sync_late()
+            self._abandon()
+        self._open_segment()
+
+    def _open_segment(self) -> None:
+        number = self._next_segment
+        self._next_segment += 1
+        segment = self._folder.open_next(number, self._position + 1, self._acknowledged)
+        with self._segments_lock:
+            self._segment = segment
+            self.stats.segments = len(self._closed_segments) + 1
+        self._folder.refill()
+
+    def _abandon(self) -> None:
+        """Stop writing to the current segment; it stays in the log."""
+        segment = self._segment
+        if segment is None:
+            return
+        with contextlib.suppress(OSError):
+            self._files.close(segment.fd)
+        segment.fd = -1
+        with self._segments_lock:
+            self._closed_segments.append(segment)
+            self._segment = None
+
+    def _fail(self, group: list[Entry], error: Exception) -> None:
+        """Refuse what was taken and what is queued; nothing of it was acknowledged."""
+        with self._wake:
+            self.stats.failed = True
+            self._failed_until = time.monotonic() + self._retry_s
+        failure = LogFailedError(f"the write-ahead log cannot be written: {error}")
+        while (entry := self._take()) is not None:
+            group.append(entry)
+        for _, _, future in group:
+            future.set_exception(failure)
