@@ -1,0 +1,46 @@
+"""What ingest needs of the store: written down so that tests can stand in for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import NamedTuple, Protocol
+
+from tsdb.batch import AppendResult, SampleBatch
+from tsdb.index.registry import SeriesRegistry
+
+DEFAULT_TENANT = "default"
+
+
+class Metadata(NamedTuple):
+    """What a sender says about a metric family."""
+
+    family: str
+    type: str  # counter, gauge, histogram, gaugehistogram, summary, info, stateset or unknown
+    help: str
+    unit: str
+
+
+class Tenant(Protocol):
+    """One tenant's writing side (:class:`tsdb.db.Tenant`)."""
+
+    @property
+    def registry(self) -> SeriesRegistry:
+        """Series by label set and by raw key."""
+        ...
+
+    def append(self, batch: SampleBatch) -> Future[AppendResult]:
+        """Log, decide and store a batch; raises :class:`tsdb.errors.UnavailableError` when it cannot now."""
+        ...
+
+    def put_metadata(self, entries: Sequence[Metadata]) -> object:
+        """Remember what metric families are."""
+        ...
+
+
+class Tenants(Protocol):
+    """All tenants (:class:`tsdb.db.TSDB`)."""
+
+    def tenant(self, name: str) -> Tenant:
+        """The tenant; :class:`tsdb.errors.RejectedError` when it neither exists nor may be created."""
+        ...
