@@ -1,0 +1,259 @@
+"""Query results as JSON bytes in the shapes of the Prometheus API, in pieces of bounded size.
+
+Large answers are written by one kernel into a buffer that is used again for every piece; nothing here makes a Python
+object per point, and label texts are escaped once per distinct value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from query.kernels.json import LABELS, MATRIX, POINT_BYTES_MAX, RAGGED, TIME_SLOT, VECTOR, write_series
+from query.promql.literals import format_number
+from query.result import (
+    MatrixResult,
+    QueryResult,
+    QueryStats,
+    RawMatrix,
+    ResultValue,
+    ScalarResult,
+    StringResult,
+    VectorResult,
+)
+from tsdb.frame import OVERLAY_FIRST, LabelTable
+
+PIECE_BYTES = 512 << 10
+"""Size of one piece of a large answer: about a millisecond of work, and small enough to stay in the L2 cache."""
+
+ANNOTATIONS_MAX = 10
+"""Warnings (and infos) sent with one answer; Prometheus' number."""
+
+TRUNCATED = "results truncated due to limit"
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SPARE = bytes(8)  # the kernel copies eight bytes at a time
+_NO_TIMES = np.zeros(0, np.int64)
+_NO_BITS = np.zeros(0, np.uint64)
+_NO_FLAGS = np.zeros(0, np.bool_)
+
+
+class _LabelTexts(NamedTuple):
+    """A label table as the kernel wants it: escaped names and distinct values, and which cell has which value."""
+
+    names: NDArray[np.uint8]
+    name_offsets: NDArray[np.int64]
+    cells: NDArray[np.int32]
+    texts: NDArray[np.uint8]
+    text_offsets: NDArray[np.int64]
+    row_bytes_max: int
+
+
+def _flatten(parts: list[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
+    """Parts one after the other, their offsets and the length of the longest."""
+    offsets = np.zeros(len(parts) + 1, np.int64)
+    lengths = list(map(len, parts))
+    np.cumsum(lengths, out=offsets[1:])
+    return np.frombuffer(b"".join(parts) + _SPARE, np.uint8), offsets, max(lengths, default=0)
+
+
+def _distinct(ids: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Distinct symbols, ascending, 0 always the first, and for each cell the place of its symbol among them."""
+    highest = int(ids.max(initial=0))
+    if ids.size < 4096 or highest >= OVERLAY_FIRST or highest > 64 * ids.size:
+        distinct, cells = np.unique(np.append(ids, np.int32(0)), return_inverse=True)
+        return distinct, cells[:-1].astype(np.int32).reshape(ids.shape)
+    seen = np.zeros(highest + 1, np.int32)  # far cheaper than sorting when the symbols are dense
+    seen[ids] = 1
+    seen[0] = 1
+    distinct = np.flatnonzero(seen).astype(np.int32)
+    seen[distinct] = np.arange(len(distinct), dtype=np.int32)
+    return distinct, seen[ids]
+
+
+def _label_texts(table: LabelTable, rows: int) -> _LabelTexts:
+    """Escaped texts of the first ``rows`` series of a table."""
+    names, name_offsets, _ = _flatten([dumps(name) + b":" for name in table.names])
+    distinct, cells = _distinct(table.ids[:rows])
+    texts, text_offsets, longest = _flatten(list(map(dumps, table.symbols.texts(distinct))))
+    row_bytes_max = len(names) + len(table.names) * (longest + 1) + 64
+    return _LabelTexts(names, name_offsets, np.ascontiguousarray(cells), texts, text_offsets, row_bytes_max)
+
+
+def _pieces(
+    table: LabelTable,
+    rows: int,
+    mode: int,
+    ts_ms: NDArray[np.int64],
+    bits: NDArray[np.uint64],
+    present: NDArray[np.bool_],
+    offsets: NDArray[np.int64],
+) -> Iterator[bytes]:
+    """The series as JSON objects, comma separated, without the brackets around them."""
+    if not rows:
+        return
+    label_texts = _label_texts(table, rows)
+    estimate = rows * label_texts.row_bytes_max + (len(bits) + 1) * POINT_BYTES_MAX
+    out = np.empty(max(label_texts.row_bytes_max + 2 * POINT_BYTES_MAX, min(PIECE_BYTES, estimate)), np.uint8)
+    times_text = np.empty((1 if mode == RAGGED else max(1, len(ts_ms))) * TIME_SLOT, np.uint8)
+    cursor = np.array([0, -1, 0], np.int64)
+    while cursor[0] < rows:
+        written = write_series(*label_texts[:5], ts_ms, bits, present, offsets, mode, cursor, times_text, out)
+        assert written > 0, "one series and one point always fit"
+        yield out[:written].tobytes()
+
+
+def _series_pieces(value: VectorResult | MatrixResult | RawMatrix, rows: int) -> Iterator[bytes]:
+    if isinstance(value, RawMatrix):
+        frame = value.frame
+        bits = np.ascontiguousarray(frame.values).view(np.uint64)
+        return _pieces(frame.labels, rows, RAGGED, frame.ts_ms, bits, _NO_FLAGS, frame.offsets)
+    steps = value.values.shape[1]
+    mode = VECTOR if isinstance(value, VectorResult) else MATRIX
+    return _pieces(
+        value.labels,
+        rows,
+        mode,
+        np.ascontiguousarray(value.times_ms),
+        np.ascontiguousarray(value.values[:rows]).reshape(-1).view(np.uint64),
+        np.ascontiguousarray(value.present[:rows]).reshape(-1),
+        np.arange(rows + 1, dtype=np.int64) * steps,
+    )
+
+
+def dumps(data: Any) -> bytes:
+    """JSON of small data; what is no UTF-8 (a lone surrogate stands for such a byte) becomes U+FFFD."""
+    try:
+        return orjson.dumps(data)
+    except TypeError:
+        return _SURROGATE.sub("\ufffd", json.dumps(data, ensure_ascii=False, separators=(",", ":"))).encode()
+
+
+def shown_annotations(texts: Sequence[str], kind: str) -> list[str]:
+    """At most :data:`ANNOTATIONS_MAX` texts, then how many more there were; ``kind`` is ``warning`` or ``info``."""
+    more = len(texts) - ANNOTATIONS_MAX
+    if more <= 0:
+        return list(texts)
+    return [*texts[:ANNOTATIONS_MAX], f"{more} more {kind} annotations omitted"]
+
+
+def envelope_tail(warnings: Sequence[str] = (), infos: Sequence[str] = ()) -> bytes:
+    """What closes ``{"status":"success","data":...``: the annotations, left out when there are none."""
+    tail = b""
+    if warnings:
+        tail += b',"warnings":' + dumps(shown_annotations(warnings, "warning"))
+    if infos:
+        tail += b',"infos":' + dumps(shown_annotations(infos, "info"))
+    return tail + b"}"
+
+
+def success(data: Any, warnings: Sequence[str] = ()) -> bytes:
+    """The whole envelope around small data."""
+    return b'{"status":"success","data":' + dumps(data) + envelope_tail(warnings)
+
+
+def _stats(stats: QueryStats) -> bytes:
+    seconds = stats.seconds
+    inner = seconds.get("eval", 0.0)
+    prepare = seconds.get("prepare", 0.0) + seconds.get("select", 0.0)
+    sort = seconds.get("sort", 0.0)
+    return dumps(
+        {
+            "timings": {
+                "evalTotalTime": prepare + inner + sort,
+                "resultSortTime": sort,
+                "queryPreparationTime": prepare,
+                "innerEvalTime": inner,
+                "execQueueTime": seconds.get("queue", 0.0),
+                "execTotalTime": seconds.get("total", 0.0),
+            },
+            "samples": {"totalQueryableSamples": stats.samples_total, "peakSamples": stats.peak_samples},
+        }
+    )
+
+
+def _joined(head: bytes, pieces: Iterator[bytes], tail: bytes) -> Iterator[bytes]:
+    """``head``, the pieces and ``tail``, the ends joined to their neighbours: a small answer is one piece."""
+    last = head + next(pieces, b"")
+    for piece in pieces:
+        yield last
+        last = piece
+    yield last + tail
+
+
+def query_answer(result: QueryResult, *, limit: int = 0, stats: bool = False) -> Iterator[bytes]:
+    """Body of a ``query`` or ``query_range`` answer.
+
+    Parameters
+    ----------
+    result : QueryResult
+    limit : most series to send, 0 = all; a warning says that some were left out
+    stats : whether to send what the query cost
+
+    Yields
+    ------
+    bytes        pieces of about :data:`PIECE_BYTES`; a small answer is one piece
+    """
+    value: ResultValue = result.value
+    warnings = result.warnings
+    tail = b',"stats":' + _stats(result.stats) + b"}" if stats else b"}"
+    head = b'{"status":"success","data":{"resultType":"%s","result":[' % result.result_type.encode()
+    if isinstance(value, ScalarResult):
+        text = format_number(value.value)
+        last = f'{format_number(value.time_ms / 1000)},"{text}"]'.encode()
+        pieces: Iterator[bytes] = iter(())
+    elif isinstance(value, StringResult):
+        last = format_number(value.time_ms / 1000).encode() + b"," + dumps(value.value) + b"]"
+        pieces = iter(())
+    else:
+        labels = value.frame.labels if isinstance(value, RawMatrix) else value.labels
+        rows = len(labels)
+        if 0 < limit < rows:
+            rows = limit
+            warnings = (*warnings, TRUNCATED)
+        last = b"]"
+        pieces = _series_pieces(value, rows)
+    return _joined(head, pieces, last + tail + envelope_tail(warnings, result.infos))
+
+
+def label_order(table: LabelTable) -> NDArray[np.int64]:
+    """Order of the rows by their labels as Prometheus sorts them: pair by pair, name before value, bytes as bytes.
+
+    Returns
+    -------
+    (n,) int64        row numbers, ascending by labels
+    """
+    distinct, cells = _distinct(table.ids)
+    texts = [text.encode() for text in table.symbols.texts(distinct)]
+    rank = np.empty(len(texts), np.int32)
+    rank[sorted(range(len(texts)), key=texts.__getitem__)] = np.arange(1, len(texts) + 1, dtype=np.int32)
+    keys = rank[cells]
+    absent = table.ids == 0
+    # A row without the label compares by the name of its next one, which is greater; a row that has ended is smaller.
+    later = np.zeros(len(table), np.bool_)
+    for column in range(len(table.names) - 1, -1, -1):
+        keys[:, column] = np.where(absent[:, column], np.where(later, len(texts) + 1, 0), keys[:, column])
+        later |= ~absent[:, column]
+    columns = [
+        keys[:, i] for i in range(len(table.names) - 1, -1, -1) if len(keys) and keys[:, i].min() != keys[:, i].max()
+    ]
+    return np.lexsort(columns) if columns else np.arange(len(table))
+
+
+def series_answer(table: LabelTable, *, limit: int = 0) -> Iterator[bytes]:
+    """Body of a ``series`` answer: the label sets, sorted; pieces as in :func:`query_answer`."""
+    rows = len(table)
+    table = LabelTable(table.names, table.ids[label_order(table)], table.symbols)
+    warnings: tuple[str, ...] = ()
+    if 0 < limit < rows:
+        rows = limit
+        warnings = (TRUNCATED,)
+    offsets = np.zeros(rows + 1, np.int64)
+    pieces = _pieces(table, rows, LABELS, _NO_TIMES, _NO_BITS, _NO_FLAGS, offsets)
+    return _joined(b'{"status":"success","data":[', pieces, b"]" + envelope_tail(warnings))

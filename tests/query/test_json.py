@@ -1,0 +1,286 @@
+"""The JSON writer against its plain twin: every bit pattern, every shape, whatever the size of a piece."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from query import json_out
+from query.kernels.json import RAGGED, TIME_SLOT, write_series
+from query.result import MatrixResult, QueryResult, QueryStats, RawMatrix, ScalarResult, StringResult, VectorResult
+from tests.reference import json_text
+from tsdb.frame import LabelTable, SeriesFrame
+
+pytestmark = pytest.mark.kernel
+PLAIN = bool(os.environ.get("NUMBA_DISABLE_JIT"))
+MANY = 300 if PLAIN else 200_000
+
+rng = np.random.default_rng(2020)
+
+
+def points_text(values: Any, ts_ms: Any = None) -> list[str]:
+    """Texts of points ``[t,"v"]`` as the kernel writes them."""
+    bits = np.ascontiguousarray(values, np.float64).view(np.uint64)
+    n = len(bits)
+    times = np.zeros(n, np.int64) if ts_ms is None else np.asarray(ts_ms, np.int64)
+    out = np.empty(100 + 90 * n, np.uint8)
+    cursor = np.array([0, -1, 0])
+    with np.errstate(over="ignore"):  # wrapping is meant; it warns only where the kernel runs as plain Python
+        size = write_series(
+            np.zeros(8, np.uint8),
+            np.zeros(1, np.int64),
+            np.zeros((1, 0), np.int32),
+            np.zeros(8, np.uint8),
+            np.zeros(1, np.int64),
+            times,
+            bits,
+            np.zeros(0, np.bool_),
+            np.array([0, n]),
+            RAGGED,
+            cursor,
+            np.empty(TIME_SLOT, np.uint8),
+            out,
+        )
+    text = out[:size].tobytes().decode()
+    assert text.startswith('{"metric":{},"values":[[')
+    assert text.endswith("]]}")
+    return text[len('{"metric":{},"values":[[') : -len("]]}")].split("],[")
+
+
+def check_floats(values: Any) -> None:
+    values = np.asarray(values, np.float64)
+    for value, got in zip(values.tolist(), points_text(values), strict=True):
+        assert got == f'0,"{json_text.float_text(value)}"', value.hex()
+
+
+def powers(base: float, exponents: range) -> Any:
+    return np.array([float(f"1e{e}") if base == 10 else np.ldexp(1.0, e) for e in exponents])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (-0.0, "-0"),
+        (1.0, "1"),
+        (-17.5, "-17.5"),
+        (1e-7, "1e-07"),
+        (-2.5e-7, "-2.5e-07"),
+        (0.000001, "0.000001"),
+        (1e21, "1e+21"),
+        (999999999999999900000.0, "999999999999999900000"),
+        (123456789012345680000.0, "123456789012345680000"),
+        (5e-324, "5e-324"),
+        (1.7976931348623157e308, "1.7976931348623157e+308"),
+        (0.1 + 0.2, "0.30000000000000004"),
+        (float("nan"), "NaN"),
+        (float("inf"), "+Inf"),
+        (float("-inf"), "-Inf"),
+        (9007199254740993.0, "9007199254740992"),
+    ],
+)
+def test_notation_of_values(value: float, text: str) -> None:
+    assert points_text([value]) == [f'0,"{text}"']
+    assert json_text.float_text(value) == text
+
+
+def test_random_bit_patterns() -> None:
+    check_floats(rng.integers(0, 2**64, MANY, dtype=np.uint64).view(np.float64))
+
+
+def test_subnormals() -> None:
+    check_floats(rng.integers(0, 2**52, MANY // 4, dtype=np.uint64).view(np.float64))
+    check_floats(np.arange(300, dtype=np.uint64).view(np.float64))
+
+
+def test_integers_and_decimals() -> None:
+    check_floats(rng.integers(-(2**63), 2**63, MANY // 4).astype(np.float64))
+    check_floats(rng.integers(-(10**9), 10**9, MANY // 4).astype(np.float64))
+    check_floats(np.round(rng.random(MANY // 4) * 10.0 ** rng.integers(-8, 18, MANY // 4), 3))
+    check_floats([float(10**i + d) for i in range(18) for d in (-1, 0, 1)])
+
+
+@pytest.mark.parametrize("base", [2, 10])
+def test_powers_and_their_neighbours(base: int) -> None:
+    exact = powers(base, range(-1074, 1024, 7 if PLAIN else 1) if base == 2 else range(-324, 309, 7 if PLAIN else 1))
+    check_floats(np.concatenate([exact, np.nextafter(exact, 0), np.nextafter(exact, np.inf), -exact]))
+
+
+def test_times() -> None:
+    times = [0, 1, 999, 1000, -1, -1500, 10**11 - 1, 10**11, 1795415580500, -(2**63), 2**63 - 1, 10**14, 86_400_000]
+    times += rng.integers(-(10**14), 10**14, 200).tolist()
+    assert points_text(np.zeros(len(times)), times) == [f'{json_text.time_text(t)},"0"' for t in times]
+
+
+texts = st.text(st.characters(codec="utf-8"), max_size=12)
+label_sets = st.lists(st.dictionaries(texts.filter(bool), texts.filter(bool), max_size=5), max_size=6)
+floats = st.floats(width=64)
+
+
+def whole(pieces: Any) -> str:
+    with np.errstate(over="ignore"):
+        return b"".join(pieces).decode()
+
+
+def same_json(got: str, result_type: str, result: str) -> None:
+    """Byte for byte but for the escapes of strings, which JSON lets a writer choose: those after reading back."""
+    expected = f'{{"status":"success","data":{{"resultType":"{result_type}","result":{result}}}}}'
+    assert json.loads(got) == json.loads(expected)
+    if "\\" not in expected:
+        assert got == expected
+
+
+@given(label_sets, st.data(), st.integers(1, 5), st.sampled_from([300, 400, 10_000, 1 << 20]))
+@settings(max_examples=20 if PLAIN else 150, deadline=None)
+def test_matrix_is_its_twin(rows: list[dict[str, str]], data: Any, steps: int, piece: int) -> None:
+    times = np.array(data.draw(st.lists(st.integers(-(10**13), 10**13), min_size=steps, max_size=steps)), np.int64)
+    n = len(rows)
+    values = np.array(data.draw(st.lists(floats, min_size=n * steps, max_size=n * steps)), np.float64)
+    present = np.array(data.draw(st.lists(st.booleans(), min_size=n * steps, max_size=n * steps)), np.bool_)
+    values, present = values.reshape(n, steps), present.reshape(n, steps)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_out, "PIECE_BYTES", piece)
+        result = MatrixResult(LabelTable.of(rows), times, values, present)
+        got = whole(json_out.query_answer(QueryResult(result)))
+    points = [[(int(t), v) for t, v, p in zip(times, values[i], present[i], strict=True) if p] for i in range(n)]
+    same_json(got, "matrix", json_text.matrix(zip(rows, points, strict=True)))
+
+
+@given(label_sets, st.data(), st.integers(-(10**13), 10**13))
+@settings(max_examples=20 if PLAIN else 100, deadline=None)
+def test_vector_is_its_twin(rows: list[dict[str, str]], data: Any, time_ms: int) -> None:
+    values = data.draw(st.lists(floats, min_size=len(rows), max_size=len(rows)))
+    grid = np.array(values, np.float64).reshape(-1, 1)
+    result = VectorResult(LabelTable.of(rows), np.array([time_ms]), grid, np.ones_like(grid, np.bool_))
+    got = whole(json_out.query_answer(QueryResult(result)))
+    same_json(got, "vector", json_text.vector(zip(rows, values, strict=True), time_ms))
+
+
+@given(label_sets, st.data(), st.sampled_from([300, 1 << 20]))
+@settings(max_examples=20 if PLAIN else 100, deadline=None)
+def test_raw_samples_are_their_twin(rows: list[dict[str, str]], data: Any, piece: int) -> None:
+    series = [data.draw(st.lists(st.tuples(st.integers(-(10**13), 10**13), floats), max_size=4)) for _ in rows]
+    flat = [point for points in series for point in points]
+    frame = SeriesFrame(
+        LabelTable.of(rows),
+        np.cumsum([0, *map(len, series)], dtype=np.int64),
+        np.array([t for t, _ in flat], np.int64),
+        np.array([v for _, v in flat], np.float64),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_out, "PIECE_BYTES", piece)
+        got = whole(json_out.query_answer(QueryResult(RawMatrix(frame))))
+    same_json(got, "matrix", json_text.matrix(zip(rows, series, strict=True)))
+
+
+def prometheus_order(labels: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return sorted((name.encode(), value.encode()) for name, value in labels.items())
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abCé"), st.sampled_from(["", "x", "y", "é", "xx"]), max_size=4)))
+@settings(max_examples=20 if PLAIN else 200, deadline=None)
+def test_label_order(rows: list[dict[str, str]]) -> None:
+    rows = [{name: value for name, value in row.items() if value} for row in rows]
+    order = json_out.label_order(LabelTable.of(rows))
+    assert [rows[i] for i in order] == sorted(rows, key=prometheus_order)
+
+
+def test_series_answer_sorts_and_truncates() -> None:
+    table = LabelTable.of([{"a": "2"}, {"__name__": "up", "b": 'q"'}, {"a": "1"}])
+    assert whole(json_out.series_answer(table)) == (
+        '{"status":"success","data":[{"__name__":"up","b":"q\\""},{"a":"1"},{"a":"2"}]}'
+    )
+    assert whole(json_out.series_answer(table, limit=1)) == (
+        '{"status":"success","data":[{"__name__":"up","b":"q\\""}],"warnings":["results truncated due to limit"]}'
+    )
+
+
+def test_many_symbols_take_the_dense_way() -> None:
+    rows = [{"__name__": "m", "i": str(i), "half": str(i // 2)} for i in range(200 if PLAIN else 3000)]
+    values = np.arange(float(len(rows))).reshape(-1, 1)
+    overlay = LabelTable.of(rows)
+
+    class Dense:
+        """The same symbols numbered from 1, as a store numbers them."""
+
+        def text(self, symbol: int) -> str:
+            return overlay.symbols.text(symbol + (1 << 30) - 1) if symbol else ""
+
+        def texts(self, symbols: Any) -> list[str]:
+            return [self.text(s) for s in symbols.tolist()]
+
+        def find(self, text: str) -> int:
+            raise NotImplementedError
+
+    table = LabelTable(overlay.names, overlay.ids - np.int32((1 << 30) - 1), Dense())
+    result = VectorResult(table, np.array([0]), values, np.ones_like(values, np.bool_))
+    got = whole(json_out.query_answer(QueryResult(result)))
+    same_json(got, "vector", json_text.vector(((r, float(i)) for i, r in enumerate(rows)), 0))
+
+
+@pytest.mark.parametrize(
+    ("value", "body"),
+    [
+        (ScalarResult(1795415580500, 2.0), '"scalar","result":[1795415580.5,"2"]'),
+        (ScalarResult(4000, 1e21), '"scalar","result":[4,"1000000000000000000000"]'),
+        (ScalarResult(0, 1e-7), '"scalar","result":[0,"0.0000001"]'),
+        (ScalarResult(-1500, float("inf")), '"scalar","result":[-1.5,"+Inf"]'),
+        (ScalarResult(1, -0.0), '"scalar","result":[0.001,"-0"]'),
+        (ScalarResult(1, float("nan")), '"scalar","result":[0.001,"NaN"]'),
+        (StringResult(4000, 'a"b'), '"string","result":[4,"a\\"b"]'),
+    ],
+)
+def test_scalars_and_strings(value: ScalarResult | StringResult, body: str) -> None:
+    assert whole(json_out.query_answer(QueryResult(value))) == f'{{"status":"success","data":{{"resultType":{body}}}}}'
+
+
+def test_annotations_and_stats() -> None:
+    stats = QueryStats(samples_total=7, peak_samples=3, seconds={"eval": 0.5, "total": 0.75, "queue": 0.25})
+    warnings = tuple(f"PromQL warning: w{i} (1:1)" for i in range(12))
+    got = json.loads(
+        whole(json_out.query_answer(QueryResult(ScalarResult(0, 1.0), warnings, ("i",), stats), stats=True))
+    )
+    assert list(got) == ["status", "data", "warnings", "infos"]
+    assert got["warnings"] == [*warnings[:10], "2 more warning annotations omitted"]
+    assert got["infos"] == ["i"]
+    assert list(got["data"]) == ["resultType", "result", "stats"]
+    assert got["data"]["stats"] == {
+        "timings": {
+            "evalTotalTime": 0.5,
+            "resultSortTime": 0.0,
+            "queryPreparationTime": 0.0,
+            "innerEvalTime": 0.5,
+            "execQueueTime": 0.25,
+            "execTotalTime": 0.75,
+        },
+        "samples": {"totalQueryableSamples": 7, "peakSamples": 3},
+    }
+
+
+def test_limit_keeps_the_first_rows_and_says_so() -> None:
+    values = np.ones((3, 1))
+    table = LabelTable.of([{"a": str(i)} for i in range(3)])
+    result = QueryResult(VectorResult(table, np.array([1000]), values, values > 0))
+    assert whole(json_out.query_answer(result, limit=1)) == (
+        '{"status":"success","data":{"resultType":"vector","result":[{"metric":{"a":"0"},"value":[1,"1"]}]},'
+        '"warnings":["results truncated due to limit"]}'
+    )
+    assert "warnings" not in whole(json_out.query_answer(result, limit=3))
+
+
+def test_large_answers_come_in_pieces_that_join() -> None:
+    n, steps = (20, 50) if PLAIN else (400, 500)
+    values = rng.random((n, steps))
+    table = LabelTable.of([{"__name__": "m", "i": str(i)} for i in range(n)])
+    times = np.arange(steps, dtype=np.int64) * 15_000
+    with np.errstate(over="ignore"):
+        pieces = list(json_out.query_answer(QueryResult(MatrixResult(table, times, values, values >= 0))))
+    assert max(map(len, pieces)) <= json_out.PIECE_BYTES + 100
+    parsed = json.loads(b"".join(pieces))["data"]["result"]
+    assert [[float(v) for _, v in row["values"]] for row in parsed] == values.tolist()
