@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 CHUNK_SAMPLES_MAX = 120
 """Most samples of one chunk: 30 min at 15 s, so that a narrow query decodes little (storage.md section 4)."""
 
+CHUNK_SPAN_MS = 2 * 3_600_000
+"""No chunk crosses a multiple of this time unless told otherwise: a block takes whole chunks only."""
+
 
 class ChunkKind(IntEnum):
     """Encoding of a chunk; the byte is stored in blocks (docs/format/chunk.md)."""
