@@ -28,7 +28,6 @@ SEGMENT_BYTES = 64 << 20
 QUEUE_BYTES_MAX = 256 << 20  # a second of very heavy ingest; what is queued is not acknowledged yet
 QUEUE_OPS_MAX = 65_536
 GROUP_BYTES_MAX = 8 << 20  # bounds the buffer of one write, and how long the first of a group waits for the last
-OP_BYTES = 4096  # size assumed for an operation that does not say
 RETRY_S = 5.0  # how long a failed log refuses before it tries the disk again
 SYNC_BUCKETS_S = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5)
 
@@ -43,6 +42,11 @@ class SyncMode(StrEnum):
 
 class Operation(Protocol[R]):
     """One thing to be logged, then done."""
+
+    @property
+    def n_bytes(self) -> int:
+        """About how much memory it holds while it is queued."""
+        ...
 
     def records(self, segment: int) -> Sequence[Record]:
         """What to log, dictionary records first; called on the committer thread just before writing.
@@ -63,7 +67,7 @@ class Operation(Protocol[R]):
 class Log(Protocol):
     """What a shard's writer needs of a log; a cluster's partitioned log is another one."""
 
-    def submit(self, op: Operation[T], n_bytes: int = OP_BYTES) -> Future[T]: ...
+    def submit(self, op: Operation[T]) -> Future[T]: ...
 
     def replay(self) -> Iterator[ReplayedRecord]: ...
 
@@ -220,12 +224,8 @@ class LocalLog:
 
     # -- any thread
 
-    def submit(self, op: Operation[T], n_bytes: int = OP_BYTES) -> Future[T]:
+    def submit(self, op: Operation[T]) -> Future[T]:
         """Queue an operation.
-
-        Parameters
-        ----------
-        n_bytes : about how much memory it holds while it is queued
 
         Returns
         -------
@@ -238,6 +238,7 @@ class LocalLog:
         if self._guard is not None:
             self._guard.check()
         future: Future[T] = Future()
+        n_bytes = op.n_bytes
         stats = self.stats
         with self._wake:
             if self._closing or self._thread is None:
