@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping
 from datetime import timedelta
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ingest.limits import WriteLimits
 from query.limits import QueryLimits
 from tsdb.limits import SeriesLimits, TimeLimits
+from tsdb.wal.log import QUEUE_BYTES_MAX, SEGMENT_BYTES, SyncMode
 
 _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000, "y": 31_536_000_000}
 _DURATION = re.compile(r"(?:(\d+)y)?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?")
@@ -108,21 +109,13 @@ class StorageConfig(Section):
         return value
 
 
-class WalSync(StrEnum):
-    """When an acknowledged sample is on the disk."""
-
-    ALWAYS = "always"
-    INTERVAL = "interval"
-    OFF = "off"
-
-
 class WalConfig(Section):
     """The write-ahead log."""
 
-    sync: WalSync = WalSync.ALWAYS
+    sync: SyncMode = SyncMode.ALWAYS
     interval: Duration = timedelta(milliseconds=200)
-    segment_bytes: Size = 64 << 20
-    queue_bytes_max: Size = 256 << 20
+    segment_bytes: Size = SEGMENT_BYTES
+    queue_bytes_max: Size = QUEUE_BYTES_MAX
 
 
 class SeriesLimitsConfig(Section):
@@ -138,9 +131,10 @@ class SeriesLimitsConfig(Section):
 class IngestLimitsConfig(Section):
     """What one pushed request or one scrape may be."""
 
-    body_bytes_max: Size = 32 << 20
-    decoded_bytes_max: Size = 64 << 20
-    requests_max: int = Field(default=64, ge=1)
+    body_bytes_max: Size = WriteLimits().body_bytes_max
+    decoded_bytes_max: Size = WriteLimits().decoded_bytes_max
+    requests_max: int = Field(default=WriteLimits().requests_max, ge=1)
+    inflight_bytes_max: Size = WriteLimits().inflight_bytes_max
     scrape_bytes_max: Size = 64 << 20
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from meshpulse.config import ConfigError, WalSync, load_config, milliseconds, parse_config, split_listen
+from meshpulse.config import ConfigError, load_config, milliseconds, parse_config, split_listen
+from tsdb.wal.log import SyncMode
 
 
 def test_an_empty_file_is_the_default() -> None:
     config = parse_config("")
     assert config == parse_config("server:\nscrape_configs:\nglobal: {}\n")
     assert config.server.listen == "127.0.0.1:9090"
-    assert config.wal.sync is WalSync.ALWAYS
+    assert config.wal.sync is SyncMode.ALWAYS
     assert not config.tenants.auto_create
 
 
@@ -55,7 +56,7 @@ def test_sizes(text: str, size: int) -> None:
 
 
 def test_off_is_a_word() -> None:
-    assert parse_config("wal: {sync: off}").wal.sync is WalSync.OFF
+    assert parse_config("wal: {sync: off}").wal.sync is SyncMode.OFF
     assert parse_config("server: {insecure: true}").server.insecure
 
 

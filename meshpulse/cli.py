@@ -1,0 +1,125 @@
+"""The command line. Modules are imported by the command that needs them, so that ``version`` answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from meshpulse import version
+
+app = typer.Typer(
+    name="meshpulse",
+    help="A time-series database for a service mesh: Prometheus in, PromQL out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+inspect = typer.Typer(help="Look into files of a data folder.", no_args_is_help=True)
+app.add_typer(inspect, name="inspect")
+
+
+def _fail(text: str, code: int) -> typer.Exit:
+    typer.echo(f"meshpulse: {text}", err=True)
+    return typer.Exit(code)
+
+
+@app.command()
+def serve(
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data [storage.path].")] = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Address to serve on [server.listen].")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", "--config.file", help="Configuration (YAML).")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond loopback without tokens.")] = False,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [log.level].")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json [log.format].")] = None,
+) -> None:
+    """Take samples in, keep them, answer queries; SIGTERM ends it cleanly."""
+    from meshpulse.config import ConfigError, load_config
+    from meshpulse.lock import FolderLock, FolderLockedError
+    from meshpulse.logs import configure_logs
+
+    overrides: dict[str, dict[str, Any]] = {
+        "server": {"listen": listen, "insecure": insecure or None},
+        "storage": {"path": data_dir},
+        "log": {"level": log_level, "format": log_format},
+    }
+    try:
+        settings = load_config(config, overrides)
+    except ConfigError as error:
+        raise _fail(str(error), 2) from None
+    configure_logs(settings.log.level, settings.log.format)
+
+    from meshpulse.server import ListenRefusedError, bind
+    from meshpulse.server import serve as serve_until_told
+
+    try:
+        listener = bind(settings.server.listen, insecure=settings.server.insecure)
+    except ListenRefusedError as error:
+        raise _fail(str(error), 2) from None
+    try:
+        lock = FolderLock(settings.storage.path)
+    except (FolderLockedError, OSError) as error:
+        raise _fail(str(error), 1) from None
+    code = serve_until_told(settings, listener)
+    lock.release()
+    raise typer.Exit(code)
+
+
+@app.command("warm")
+def warm_kernels() -> None:
+    """Compile all kernels into the cache, so that the next start is quick."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from meshpulse.warm import warm
+    from tsdb.kernels._jit import cache_root
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("kernels"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        seconds = warm(lambda done, total, name: bar.update(task, completed=done, total=total, description=name))
+    typer.echo(f"kernels ready in {seconds:.1f} s, cached in {cache_root()}")
+
+
+@inspect.command("wal")
+def inspect_wal(
+    path: Annotated[Path, typer.Argument(help="A log segment, or the folder of them.", exists=True)],
+) -> None:
+    """Print what a write-ahead log holds, damage included; works on a copy or on a stopped folder."""
+    from tsdb.wal.inspect import inspect_wal as lines_of
+
+    for line in lines_of(path):
+        typer.echo(line)
+
+
+@app.command("version")
+def print_version() -> None:
+    """Print the version."""
+    typer.echo(f"meshpulse {version()}")
+
+
+@app.command()
+def demo(
+    duration: Annotated[float | None, typer.Option(min=1, help="Seconds; without it until Ctrl-C.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Leave the last view there as SVG.")] = None,
+) -> None:
+    """Watch a small mesh with a real Envoy whose third upstream starts to fail after 15 s."""
+    from meshpulse.demo.run import run_demo
+
+    raise typer.Exit(run_demo(duration, picture))
+
+
+def main() -> None:
+    """Entry point of the ``meshpulse`` script."""
+    app()

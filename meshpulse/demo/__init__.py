@@ -1,0 +1,1 @@
+"""``make demo``: a small mesh with a real Envoy, watched through meshpulse."""

@@ -1,0 +1,190 @@
+"""The demo from start to end: everything it starts, it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import aiohttp
+import yaml
+from rich.console import Console
+from rich.live import Live
+
+from meshpulse.demo.envoy import Envoy
+from meshpulse.demo.mesh import SECONDS_MAX, Upstream, send_traffic
+from meshpulse.demo.processes import Child, DemoError, console_script
+from meshpulse.demo.view import ERRORS, RATE, Asker, Snapshot, plain, render
+
+SCRAPE_INTERVAL = "2s"
+FAILS_AFTER_S = 15.0
+FAILING = 0.6
+"""Fraction of requests that the failing upstream answers with 500."""
+
+_READY_S = 180.0
+_PLAIN_EVERY_S = 5.0
+
+
+async def _start_meshpulse(
+    folder: Path, envoy: Envoy, client: aiohttp.ClientSession, console: Console
+) -> tuple[Child, str]:
+    """Start ``meshpulse serve`` that scrapes Envoy and itself; the process and its URL."""
+    port = _free_port()
+    own = f"127.0.0.1:{port}"
+    config = folder / "meshpulse.yml"
+    jobs = [
+        {"job_name": "envoy", "metrics_path": "/stats/prometheus", "static_configs": [{"targets": [envoy.admin]}]},
+        {"job_name": "meshpulse", "static_configs": [{"targets": [own]}]},
+    ]
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "global": {"scrape_interval": SCRAPE_INTERVAL, "scrape_timeout": SCRAPE_INTERVAL},
+                "storage": {"free_bytes_min": 0},
+                "scrape_configs": jobs,
+            }
+        )
+    )
+    command = [console_script("meshpulse"), "serve", "--data-dir", str(folder / "data"), "--listen", own]
+    child = await Child.start("meshpulse", [*command, "--config", str(config)], folder)
+    url = f"http://{own}"
+    said = ""
+    try:
+        async with asyncio.timeout(_READY_S):
+            while True:
+                child.check()
+                with contextlib.suppress(aiohttp.ClientConnectionError):
+                    async with client.get(f"{url}/-/ready") as response:
+                        if response.status == 200:
+                            return child, url
+                        text = (await response.text()).strip().partition("(")[0]
+                    if text != said:
+                        console.print(f"[dim]{text}[/dim]" if console.is_terminal else text, highlight=False)
+                        said = text
+                await asyncio.sleep(0.2)
+    except TimeoutError:
+        await child.end()
+        raise DemoError(f"meshpulse was not ready within {_READY_S:g} s") from None
+    except BaseException:
+        await child.end()
+        raise
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _introduce(console: Console, url: str) -> None:
+    console.print(f"\nGrafana: add a data source of type Prometheus with the URL {url}", highlight=False)
+    console.print("Or ask by hand:", highlight=False)
+    for query in (RATE, ERRORS):
+        console.print(f"  curl -s {url}/api/v1/query --data-urlencode 'query={query}'", highlight=False, soft_wrap=True)
+    console.print(f"  curl -s {url}/api/v1/status/tsdb\n", highlight=False)
+
+
+def _headline(begin: float, ended: bool = False) -> str:
+    seconds = time.monotonic() - begin
+    if seconds < FAILS_AFTER_S:
+        return f"meshpulse demo, {seconds:.0f} s: three healthy upstreams, one will fail at {FAILS_AFTER_S:.0f} s"
+    return f"meshpulse demo, {seconds:.0f} s: upstream c answers 500 to {FAILING:.0%}" + (
+        "" if ended else ", Ctrl-C ends"
+    )
+
+
+async def _show(
+    asker: Asker, names: dict[str, str], console: Console, duration_s: float, stop: asyncio.Event
+) -> Snapshot:
+    """Refresh the view until the time is over or somebody stops it; the last picture."""
+    begin = time.monotonic()
+    snapshot = Snapshot()
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    every = 1.0 if live else _PLAIN_EVERY_S
+    with live or contextlib.nullcontext():
+        while not stop.is_set():
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                snapshot = await asker.snapshot(list(names))
+            headline = _headline(begin)
+            if live:
+                live.update(render(snapshot, names, headline), refresh=True)
+            else:
+                console.out(plain(snapshot, names, headline), highlight=False)
+            left = duration_s - (time.monotonic() - begin)
+            if left <= 0:
+                break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), min(every, left))
+    if live is None:
+        console.out(plain(snapshot, names, _headline(begin, ended=True)), highlight=False)
+    return snapshot
+
+
+async def _fail_later(upstream: Upstream) -> None:
+    await asyncio.sleep(FAILS_AFTER_S)
+    upstream.failing = FAILING
+
+
+async def _demo(duration_s: float, console: Console, picture: Path | None) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    upstreams = [Upstream("a", 0.002), Upstream("b", 0.003), Upstream("c", 0.004)]
+    async with contextlib.AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meshpulse-demo-")))
+        timeout = aiohttp.ClientTimeout(total=10)
+        client = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
+        for upstream in upstreams:
+            await upstream.start()
+            stack.push_async_callback(upstream.end)
+        envoy = await Envoy.start(folder, [upstream.port for upstream in upstreams], client)
+        stack.push_async_callback(envoy.child.end)
+        started = asyncio.ensure_future(_start_meshpulse(folder, envoy, client, console))
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({started, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not started.done():
+            started.cancel()
+            await asyncio.gather(started, return_exceptions=True)
+            return
+        child, url = started.result()
+        stack.push_async_callback(child.end)
+        _introduce(console, url)
+        tasks = [asyncio.create_task(send_traffic(envoy.front, client)), asyncio.create_task(_fail_later(upstreams[2]))]
+        names = {f"127.0.0.1:{upstream.port}": upstream.name for upstream in upstreams}
+        begin = time.monotonic()
+        try:
+            snapshot = await _show(Asker(url, client), names, console, duration_s, stop)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if picture:
+            paper = Console(record=True, width=100, file=Path("/dev/null").open("w"), force_terminal=True)  # noqa: SIM115
+            paper.print(render(snapshot, names, _headline(begin, ended=True)))
+            paper.save_svg(str(picture), title="make demo")
+
+
+def run_demo(duration_s: float | None, picture: Path | None = None) -> int:
+    """Run the demo; the exit code of the process.
+
+    Parameters
+    ----------
+    duration_s : seconds of the live view; None = until Ctrl-C (at most an hour)
+    picture : where to leave the last view as an SVG file
+    """
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    try:
+        asyncio.run(_demo(min(duration_s or SECONDS_MAX, SECONDS_MAX), console, picture))
+    except DemoError as error:
+        Console(stderr=True).print(f"demo: {error}", highlight=False, markup=False)
+        return 1
+    return 0

@@ -1,0 +1,151 @@
+"""What the demo shows, all of it asked of meshpulse in PromQL over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+ENDPOINT = "envoy_endpoint_address"
+WINDOW = "10s"
+"""Five scrapes of 2 s: short, so that a failing endpoint shows at once."""
+
+RATE = f"sum by ({ENDPOINT}) (rate(envoy_cluster_endpoint_rq_total[{WINDOW}]))"
+ERRORS = f"sum by ({ENDPOINT}) (rate(envoy_cluster_endpoint_rq_error[{WINDOW}])) / {RATE}"
+P99 = f"histogram_quantile(0.99, sum by (le) (rate(envoy_cluster_upstream_rq_time_bucket[{WINDOW}])))"
+FACTS = {
+    "samples/s": f"sum(rate(meshpulse_samples_appended_total[{WINDOW}]))",
+    "series": "sum(meshpulse_series)",
+    "samples in memory": "sum(meshpulse_head_samples)",
+    "bytes per sample": "sum(meshpulse_head_bytes) / sum(meshpulse_head_samples)",
+    "fsync p99": f"histogram_quantile(0.99, sum by (le) (rate(meshpulse_wal_fsync_seconds_bucket[{WINDOW}])))",
+}
+HISTORY_S = 60
+STEP_S = 2
+SICK = 0.05
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """One row of the table; rates per second, errors as a fraction of requests (None = no answer yet)."""
+
+    address: str
+    rate: float | None = None
+    errors: float | None = None
+    history: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """Everything one picture shows."""
+
+    endpoints: list[Endpoint] = field(default_factory=list)
+    p99_ms: float | None = None
+    facts: dict[str, float | None] = field(default_factory=dict)
+
+
+class Asker:
+    """Asks meshpulse over HTTP."""
+
+    def __init__(self, url: str, client: aiohttp.ClientSession) -> None:
+        self._url = url
+        self._client = client
+
+    async def _ask(self, path: str, **params: str) -> list[dict[str, Any]]:
+        async with self._client.post(f"{self._url}/api/v1/{path}", data=params) as response:
+            body = await response.json(content_type=None)
+        result: list[dict[str, Any]] = body["data"]["result"] if body.get("status") == "success" else []
+        return result
+
+    async def instant(self, query: str) -> dict[str, float]:
+        """Endpoint (or "") -> value of an instant query."""
+        rows = await self._ask("query", query=query)
+        return {row["metric"].get(ENDPOINT, ""): float(row["value"][1]) for row in rows}
+
+    async def history(self, query: str) -> dict[str, list[float]]:
+        """Endpoint -> values of the last minute."""
+        end = time.time() // STEP_S * STEP_S
+        rows = await self._ask("query_range", query=query, start=str(end - HISTORY_S), end=str(end), step=str(STEP_S))
+        return {row["metric"].get(ENDPOINT, ""): [float(value) for _, value in row["values"]] for row in rows}
+
+    async def snapshot(self, addresses: list[str]) -> Snapshot:
+        """Ask for everything at once."""
+        (rates, errors, p99), history, facts = await asyncio.gather(
+            asyncio.gather(*map(self.instant, (RATE, ERRORS, P99))),
+            self.history(ERRORS),
+            asyncio.gather(*map(self.instant, FACTS.values())),
+        )
+        rows = [Endpoint(a, rates.get(a), errors.get(a), history.get(a, [])) for a in addresses]
+        values = {name: _number(fact.get("")) for name, fact in zip(FACTS, facts, strict=True)}
+        return Snapshot(rows, _number(p99.get("")), values)
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or value != value else value
+
+
+def _bar(values: list[float]) -> str:
+    steps = len(_BARS) - 1
+    return "".join(_BARS[min(steps, round(max(0.0, v) * steps))] if v == v else " " for v in values)
+
+
+def _text(value: float | None, form: str, scale: float = 1.0, unit: str = "") -> str:
+    return "-" if value is None or value != value else f"{value * scale:{form}}{unit}"
+
+
+def _sick(endpoint: Endpoint) -> bool:
+    return endpoint.errors is not None and endpoint.errors > SICK
+
+
+def facts_line(snapshot: Snapshot) -> str:
+    """The store's own figures in one line."""
+    facts = snapshot.facts
+    return " · ".join(
+        [
+            f"{_text(facts.get('samples/s'), ',.0f')} samples/s",
+            f"{_text(facts.get('series'), ',.0f')} series",
+            f"{_text(facts.get('samples in memory'), ',.0f')} samples in memory",
+            f"{_text(facts.get('bytes per sample'), '.2f')} bytes per sample",
+            f"fsync p99 {_text(facts.get('fsync p99'), '.1f', 1000, ' ms')}",
+            f"request p99 {_text(snapshot.p99_ms, '.1f', 1, ' ms')}",
+        ]
+    )
+
+
+def render(snapshot: Snapshot, names: dict[str, str], headline: str) -> RenderableType:
+    """The live view."""
+    table = Table(expand=True, box=None, pad_edge=False)
+    table.add_column("upstream")
+    table.add_column("endpoint")
+    table.add_column("requests/s", justify="right")
+    table.add_column("errors", justify="right")
+    table.add_column(f"errors, last {HISTORY_S} s", min_width=HISTORY_S // STEP_S + 1)
+    for endpoint in snapshot.endpoints:
+        style = "bold red" if _sick(endpoint) else "green"
+        table.add_row(
+            names.get(endpoint.address, ""),
+            endpoint.address,
+            _text(endpoint.rate, ".1f"),
+            Text(_text(endpoint.errors, ".1%"), style=style),
+            Text(_bar(endpoint.history), style="red"),
+        )
+    return Panel(Group(table, "", Text(facts_line(snapshot), style="cyan")), title=headline, title_align="left")
+
+
+def plain(snapshot: Snapshot, names: dict[str, str], headline: str) -> str:
+    """The same for a file or a pipe."""
+    lines = [headline, f"  {'upstream':<10} {'endpoint':<22} {'requests/s':>10} {'errors':>8}"]
+    for e in snapshot.endpoints:
+        mark = "  <- failing" if _sick(e) else ""
+        figures = f"{_text(e.rate, '.1f'):>10} {_text(e.errors, '.1%'):>8}"
+        lines.append(f"  {names.get(e.address, ''):<10} {e.address:<22} {figures}{mark}")
+    lines.append(f"  {facts_line(snapshot)}")
+    return "\n".join(lines)

@@ -1,0 +1,106 @@
+"""``/metrics``: read from the counters that the parts keep anyway, at the moment somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from meshpulse import version
+from tsdb.errors import Reason
+from tsdb.wal.log import SYNC_BUCKETS_S
+
+if TYPE_CHECKING:
+    from meshpulse.runtime import Runtime
+
+
+def _counter(name: str, what: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(f"meshpulse_{name}", what, value=value)
+
+
+def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"meshpulse_{name}", what, value=value)
+
+
+def _histogram(name: str, what: str, bounds: Sequence[float], counts: Iterable[int], total: float) -> Metric:
+    """A histogram from counts per bucket (not cumulative), the last one above all bounds."""
+    buckets = []
+    seen = 0
+    for bound, count in zip([*map(str, bounds), "+Inf"], counts, strict=True):
+        seen += count
+        buckets.append((bound, float(seen)))
+    return HistogramMetricFamily(f"meshpulse_{name}", what, buckets=buckets, sum_value=total)
+
+
+class _Ours(Collector):
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def collect(self) -> Iterator[Metric]:
+        runtime = self._runtime
+        progress = runtime.progress
+        yield InfoMetricFamily("meshpulse_build", "Version of the program", value={"version": version()})
+        yield _gauge("ready", "1 when requests are answered", float(progress.ready))
+        yield _gauge("warm_seconds", "Wall seconds to compile or load the kernels", progress.warm_seconds or 0.0)
+        yield _gauge("replay_seconds", "Wall seconds to open the store", progress.replay_seconds or 0.0)
+
+        rejected = CounterMetricFamily(
+            "meshpulse_rejected", "Refused samples, series and requests (docs/rejections.md)", labels=["reason"]
+        )
+        counts = runtime.tally.snapshot()
+        for reason in Reason:
+            rejected.add_metric([reason.value], counts.get(reason, 0))
+        yield rejected
+
+        if runtime.parts is None:
+            return
+        yield from self._store()
+        yield from self._log()
+        yield from self._queries()
+
+    def _store(self) -> Iterator[Metric]:
+        stats = self._runtime.store_stats()
+        assert stats is not None
+        yield _counter("samples_appended", "Samples stored since the start", stats.samples_appended)
+        yield _counter("replayed_samples", "Samples read back from the log at the start", stats.replayed_samples)
+        yield _gauge("tenants", "Tenants", stats.tenants)
+        yield _gauge("series", "Series in memory", stats.series)
+        yield _gauge("head_samples", "Samples in the heads", stats.head_samples)
+        yield _gauge("head_chunks", "Chunks in the heads", stats.head_chunks)
+        yield _gauge("head_bytes", "Memory of the heads' chunks and states", stats.head_bytes)
+        yield _gauge("blocks", "Blocks on disk", stats.blocks)
+        yield _gauge("block_bytes", "Size of the blocks on disk", stats.block_bytes)
+        yield _counter("cuts", "Heads cut into blocks", stats.cuts)
+        yield _counter("cut_failures", "Cuts that failed and are tried again", stats.cut_failures)
+        yield _gauge("damage", "Damaged ranges set aside", stats.damage)
+
+    def _log(self) -> Iterator[Metric]:
+        stats = self._runtime.log_stats()
+        assert stats is not None
+        yield _histogram(
+            "wal_fsync_seconds", "Wall seconds of one fdatasync", SYNC_BUCKETS_S, stats.sync_counts, stats.sync_seconds
+        )
+        yield _counter("wal_sync_failures", "Failed fdatasyncs", stats.sync_failures)
+        yield _counter("wal_write_failures", "Failed writes to the log", stats.write_failures)
+        yield _counter("wal_records", "Records logged", stats.records)
+        yield _counter("wal_raw_bytes", "Bytes of the records before compression", stats.raw_bytes)
+        yield _counter("wal_written_bytes", "Bytes written to the log", stats.written_bytes)
+        yield _counter("wal_groups", "Group commits", stats.groups)
+        yield _gauge("wal_segments", "Log segments on disk", stats.segments)
+        yield _gauge("wal_queued_bytes", "Bytes that wait for the disk", stats.queued_bytes)
+        yield _gauge("wal_failed", "1 while the log refuses writes after a failure", float(stats.failed))
+
+    def _queries(self) -> Iterator[Metric]:
+        return iter(())
+
+
+def create_registry(runtime: Runtime) -> CollectorRegistry:
+    """All metrics of this process."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Ours(runtime))
+    ProcessCollector(registry=registry)
+    return registry

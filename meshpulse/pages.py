@@ -1,0 +1,168 @@
+"""What is asked seldom: readiness, metrics, status; FastAPI with its OpenAPI, errors in Prometheus' words."""
+
+from __future__ import annotations
+
+import html
+import os
+import platform
+import socket
+import threading
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from prometheus_client.exposition import choose_encoder
+from starlette.exceptions import HTTPException
+
+from meshpulse import version
+from meshpulse.metrics import create_registry
+from meshpulse.runtime import Runtime
+
+_GET = ["GET", "HEAD"]
+
+
+def _success(data: Any) -> JSONResponse:
+    return JSONResponse({"status": "success", "data": data})
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    """404 and 405 as Prometheus words them; clients repeat a POST as GET only when they see these."""
+    assert isinstance(error, HTTPException)
+    text = {404: "404 page not found", 405: "Method Not Allowed"}.get(error.status_code, str(error.detail))
+    return PlainTextResponse(f"{text}\n", error.status_code, headers=error.headers)
+
+
+async def _our_fault(_request: Request, _error: Exception) -> Response:
+    return PlainTextResponse("Internal Server Error\n", 500)
+
+
+def create_pages(runtime: Runtime) -> FastAPI:
+    """Build the application for all routes that are not hot."""
+    app = FastAPI(
+        title="meshpulse",
+        version=version(),
+        redirect_slashes=False,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        exception_handlers={HTTPException: _http_error, Exception: _our_fault},
+    )
+    progress = runtime.progress
+    registry = create_registry(runtime)
+    begin = time.time()
+
+    @app.api_route("/-/healthy", methods=_GET, response_class=PlainTextResponse)
+    async def healthy() -> str:
+        """The process lives."""
+        return "Prometheus Server is Healthy.\n"
+
+    @app.api_route("/-/ready", methods=_GET, response_class=PlainTextResponse)
+    async def ready() -> PlainTextResponse:
+        """Kernels are compiled and the log is replayed: requests are answered."""
+        if progress.ready:
+            return PlainTextResponse("Prometheus Server is Ready.\n")
+        return PlainTextResponse(f"Service Unavailable: {progress.describe()}\n", 503)
+
+    @app.api_route("/ready", methods=_GET, response_class=PlainTextResponse)
+    async def loki_ready() -> PlainTextResponse:
+        """The same for those who know Loki."""
+        return PlainTextResponse("ready\n") if progress.ready else PlainTextResponse(f"{progress.describe()}\n", 503)
+
+    @app.api_route("/-/reload", methods=["GET", "POST", "PUT"], response_class=PlainTextResponse)
+    @app.api_route("/-/quit", methods=["GET", "POST", "PUT"], response_class=PlainTextResponse)
+    async def lifecycle(request: Request) -> PlainTextResponse:
+        """Always refused: signals do this."""
+        if request.method == "GET":
+            return PlainTextResponse("Only POST or PUT requests allowed", 405, headers={"Allow": "POST, PUT"})
+        return PlainTextResponse("Lifecycle API is not enabled.", 403)
+
+    @app.get("/metrics")
+    def metrics(request: Request) -> Response:
+        """Our own metrics, text format or OpenMetrics as ``Accept`` asks."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), headers={"content-type": content_type})
+
+    @app.get("/api/v1/status/runtimeinfo")
+    def runtime_info() -> JSONResponse:
+        """Facts about the process, in the slots that Prometheus' clients know."""
+        stats = runtime.store_stats()
+        retention = runtime.config.storage.retention
+        return _success(
+            {
+                "startTime": datetime.fromtimestamp(begin, UTC).isoformat().replace("+00:00", "Z"),
+                "CWD": os.getcwd(),
+                "hostname": socket.gethostname(),
+                "serverTime": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+                "reloadConfigSuccess": True,
+                "lastConfigTime": datetime.fromtimestamp(begin, UTC).isoformat().replace("+00:00", "Z"),
+                "corruptionCount": stats.damage if stats else 0,
+                "goroutineCount": threading.active_count(),
+                "GOMAXPROCS": os.cpu_count(),
+                "GOMEMLIMIT": 0,
+                "GOGC": "",
+                "GODEBUG": "",
+                "storageRetention": f"{retention.total_seconds() / 86_400:g}d",
+            }
+        )
+
+    @app.get("/api/v1/status/flags")
+    async def flags() -> JSONResponse:
+        """The flags that clients look for."""
+        config = runtime.config
+        return _success(
+            {
+                "web.listen-address": config.server.listen,
+                "storage.tsdb.path": str(config.storage.path),
+                "storage.tsdb.retention.time": f"{config.storage.retention.total_seconds() / 86_400:g}d",
+                "query.lookback-delta": f"{config.query.lookback_delta.total_seconds():g}s",
+                "query.timeout": f"{config.query.timeout.total_seconds():g}s",
+                "query.max-samples": str(config.limits.query.samples_max),
+                "query.max-concurrency": str(config.query.max_concurrency),
+                "log.level": config.log.level,
+                "log.format": config.log.format,
+            }
+        )
+
+    @app.get("/api/v1/status/config")
+    async def config_page() -> JSONResponse:
+        """The configuration in force, defaults included."""
+        data = runtime.config.model_dump(mode="json", by_alias=True)
+        return _success({"yaml": yaml.safe_dump(data, sort_keys=False)})
+
+    @app.get("/api/v1/status/walreplay")
+    async def wal_replay() -> JSONResponse:
+        """Prometheus' replay counters; ours is over when this can be asked."""
+        return _success({"min": 0, "max": 0, "current": 0})
+
+    @app.api_route("/", methods=_GET, response_class=HTMLResponse)
+    def home() -> str:
+        """A page for a person, and the connection test of clients."""
+        stats = runtime.store_stats()
+        rows = {
+            "version": f"{version()} (Python {platform.python_version()})",
+            "state": progress.describe(),
+            "up since": datetime.fromtimestamp(begin, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        }
+        if stats:
+            rows |= {
+                "series": f"{stats.series:,}",
+                "samples taken": f"{stats.samples_appended:,}",
+                "chunks in memory": f"{stats.head_chunks:,} ({stats.head_bytes / 2**20:,.1f} MiB)",
+                "blocks on disk": f"{stats.blocks:,} ({stats.block_bytes / 2**20:,.1f} MiB)",
+            }
+        table = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
+        return _HOME.replace("{table}", table)
+
+    return app
+
+
+_HOME = """<!doctype html><html lang="en"><meta charset="utf-8"><title>meshpulse</title>
+<style>body{font:16px/1.5 system-ui,sans-serif;margin:3rem auto;max-width:40rem;padding:0 1rem}
+th{text-align:left;padding-right:2rem;font-weight:600}</style>
+<h1>meshpulse</h1><table>{table}</table>
+<p>Grafana: add a data source of type Prometheus with the address of this page.</p>
+<p><a href="/metrics">metrics</a> · <a href="/api/v1/status/tsdb">cardinality</a> ·
+<a href="/api/v1/status/config">configuration</a> · <a href="/openapi.json">OpenAPI</a></p></html>
+"""

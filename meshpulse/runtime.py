@@ -1,0 +1,144 @@
+"""The one place that builds objects: store, engine, endpoints, scraper, and the threads they run on."""
+
+from __future__ import annotations
+
+import structlog
+
+from meshpulse.config import Config, milliseconds
+from query.limits import QueryLimits
+from tsdb.db import StoreConfig
+from tsdb.limits import SeriesLimits, TimeLimits
+
+log = structlog.get_logger(__name__)
+
+
+def store_config(config: Config) -> StoreConfig:
+    """What the store needs of the configuration."""
+    storage, series = config.storage, config.limits.series
+    return StoreConfig(
+        path=storage.path,
+        shards=storage.shards,
+        block_span_ms=milliseconds(storage.block_span),
+        retention_ms=milliseconds(storage.retention),
+        sync=config.wal.sync,
+        segment_bytes=config.wal.segment_bytes,
+        tenants_auto_create=config.tenants.auto_create,
+        tenants_max=config.tenants.max,
+        min_free_bytes=storage.free_bytes_min,
+        min_free_fraction=storage.free_fraction_min,
+        series=SeriesLimits(**series.model_dump()),
+        time=time_limits(config),
+    )
+
+
+def time_limits(config: Config) -> TimeLimits:
+    """Which times are writable."""
+    storage = config.storage
+    return TimeLimits(milliseconds(storage.out_of_order_window), milliseconds(storage.future_max))
+
+
+def query_limits(config: Config) -> QueryLimits:
+    """What one query may touch."""
+    query = config.query
+    return QueryLimits(
+        **config.limits.query.model_dump(),
+        timeout_s=query.timeout.total_seconds(),
+        concurrent_max=query.max_concurrency,
+        lookback_ms=milliseconds(query.lookback_delta),
+        default_step_ms=milliseconds(query.default_step),
+        workers=query.workers,
+    )
+
+
+def write_limits(config: Config) -> WriteLimits:
+    """What one write request may be."""
+    limits = config.limits.ingest
+    return WriteLimits(
+        body_bytes_max=limits.body_bytes_max,
+        decoded_bytes_max=limits.decoded_bytes_max,
+        requests_max=limits.requests_max,
+        inflight_bytes_max=limits.inflight_bytes_max,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that exists once the program is ready."""
+
+    db: TSDB
+    engine: Engine
+    write_api: WriteApi
+    query_api: QueryApi
+    executors: tuple[ThreadPoolExecutor, ...]
+
+
+class Runtime:
+    """Builds the program's parts and ends them.
+
+    Attributes
+    ----------
+    config, progress, tally : as given, and counts of everything refused
+    parts : None until :meth:`open` is through
+    """
+
+    def __init__(self, config: Config, progress: Progress, clock: Clock | None = None) -> None:
+        self.config = config
+        self.progress = progress
+        self.tally = Tally()
+        self.parts: Parts | None = None
+        self._clock = clock or SystemClock()
+
+    def open(self) -> None:
+        """Compile or load the kernels, open the store, replay its log, build what answers requests.
+
+        Raises
+        ------
+        meshpulse.startup.StoppedError        the program was told to end meanwhile
+        """
+        progress = self.progress
+        progress.enter(Phase.WARMING)
+        progress.warm_seconds = warm(progress.on_kernel)
+        progress.enter(Phase.REPLAYING)
+        begin = time.perf_counter()
+        db = TSDB(store_config(self.config), self.tally)
+        db.open()
+        progress.replay_seconds = time.perf_counter() - begin
+
+        cores = os.cpu_count() or 1
+        parse_threads = ThreadPoolExecutor(cores, "ingest")
+        query_threads = ThreadPoolExecutor(self.config.query.max_concurrency, "query")
+        receiver = RemoteWriteReceiver(self._clock, self.tally, write_limits(self.config), time_limits(self.config))
+        engine = Engine(query_limits(self.config), self._clock)
+        self.parts = Parts(
+            db=db,
+            engine=engine,
+            write_api=WriteApi(db, receiver, parse_threads, self.tally, write_limits(self.config)),
+            query_api=QueryApi(db, engine, query_threads),
+            executors=(parse_threads, query_threads),
+        )
+
+    def routes(self) -> tuple[Mapping[str, App], Mapping[str, App]]:
+        """The hot routes: by exact path, and by prefix."""
+        assert self.parts is not None
+        return {"/api/v1/write": self.parts.write_api}, {"/api/v1/": self.parts.query_api}
+
+    def start_scraping(self) -> None:
+        """Begin the scrape loops; called on the event loop."""
+
+    async def stop_scraping(self) -> None:
+        """End the scrape loops and wait for what they are writing."""
+
+    def close(self) -> None:
+        """Finish what is on its way, then sync and close the log."""
+        if self.parts is not None:
+            for executor in self.parts.executors:
+                executor.shutdown()
+            self.parts.db.close()
+
+    def store_stats(self) -> StoreStats | None:
+        """Counters of the store, None before it is open."""
+        return self.parts.db.stats() if self.parts else None
+
+    def log_stats(self) -> LogStats | None:
+        """Counters of the write-ahead log, None before it is open."""
+        return self.parts.db.log.stats if self.parts else None

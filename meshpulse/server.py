@@ -1,0 +1,193 @@
+"""The HTTP server: hot routes as bare ASGI, all others FastAPI; its life from listening to the last request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+
+import structlog
+import uvicorn
+import uvloop
+
+from meshpulse.asgi import App, Receive, Scope, Send, answer
+from meshpulse.config import Config, split_listen
+from meshpulse.pages import create_pages
+from meshpulse.runtime import Runtime
+from meshpulse.startup import Phase, Progress, StoppedError
+
+log = structlog.get_logger(__name__)
+
+_RETRY = ((b"retry-after", b"1"),)
+
+
+class Gateway:
+    """The ASGI application: a table look-up by path before anything else.
+
+    FastAPI costs 100-200 us a request (decision 14), so that writes and reads go around it.
+
+    Attributes
+    ----------
+    hot : path -> application, for exact paths
+    hot_prefixes : path prefix -> application, asked when no exact path fits
+    """
+
+    def __init__(self, progress: Progress, pages: App) -> None:
+        self._progress = progress
+        self._pages = pages
+        self.hot: Mapping[str, App] = {}
+        self.hot_prefixes: Mapping[str, App] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection scope."""
+        if scope["type"] == "http":
+            await self._find(scope["path"])(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._refuse_websocket(scope, receive, send)
+
+    def _find(self, path: str) -> App:
+        app = self.hot.get(path)
+        if app is not None:
+            return app
+        for prefix, candidate in self.hot_prefixes.items():
+            if path.startswith(prefix):
+                return candidate
+        if not self._progress.ready and path.startswith("/api/"):
+            return self._unready
+        return self._pages
+
+    async def _unready(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        await answer(send, 503, f"Service Unavailable: {self._progress.describe()}\n".encode(), headers=_RETRY)
+
+    async def _refuse_websocket(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        """Deny before the upgrade: a bare close would become 403."""
+        if "websocket.http.response" in scope.get("extensions", {}):
+            headers = [(b"content-type", b"text/plain; charset=utf-8")]
+            await send({"type": "websocket.http.response.start", "status": 404, "headers": headers})
+            await send({"type": "websocket.http.response.body", "body": b"404 page not found\n"})
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, which would end the process by the signal instead of exit code 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class ListenRefusedError(Exception):
+    """The address would be open to others, or cannot be bound."""
+
+
+def bind(listen: str, *, insecure: bool) -> socket.socket:
+    """Open the listening socket.
+
+    Raises
+    ------
+    ListenRefusedError        not a loopback address although ``insecure`` is off, or the address is taken
+    """
+    host, port = split_listen(listen)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise ListenRefusedError(f"cannot listen on {listen}: {error}") from None
+    family, address = found[0], found[4]
+    if not insecure and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+        raise ListenRefusedError(
+            f"refusing to listen on {listen}: everybody who reaches it could write and read, because nobody is asked "
+            "for a token. Use a loopback address, or say --insecure"
+        )
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ListenRefusedError(f"cannot listen on {listen}: {error.strerror}") from None
+    return listener
+
+
+def serve(config: Config, listener: socket.socket) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code of the process.
+
+    The socket already listens, so that readiness can be asked for while a thread compiles kernels and replays the log.
+    """
+    return uvloop.run(_serve(config, listener))
+
+
+async def _serve(config: Config, listener: socket.socket) -> int:
+    progress = Progress()
+    runtime = Runtime(config, progress)
+    gateway = Gateway(progress, create_pages(runtime))
+    server = _Server(
+        uvicorn.Config(
+            gateway,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=max(1, round(config.server.drain.total_seconds())),
+        )
+    )
+    loop = asyncio.get_running_loop()
+
+    def stop(name: str) -> None:
+        log.info("ending", signal=name, phase=str(progress.phase))
+        progress.stopping.set()
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number.name)
+
+    def on_open() -> None:
+        if progress.phase is Phase.FAILED:
+            server.should_exit = True
+            return
+        gateway.hot, gateway.hot_prefixes = runtime.routes()
+        runtime.start_scraping()
+        progress.enter(Phase.READY)
+        log.info("ready", warm_seconds=_ms(progress.warm_seconds), replay_seconds=_ms(progress.replay_seconds))
+
+    def open_runtime() -> None:
+        try:
+            runtime.open()
+        except StoppedError:
+            return
+        except Exception as error:  # the program cannot serve: say why, then end
+            progress.error = str(error)
+            progress.enter(Phase.FAILED)
+            log.exception("cannot start")
+        with contextlib.suppress(RuntimeError):  # the loop is gone when we were told to end meanwhile
+            loop.call_soon_threadsafe(on_open)
+
+    opener = threading.Thread(target=open_runtime, name="open", daemon=True)
+    host, port = listener.getsockname()[:2]
+    log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", data=str(config.storage.path))
+    opener.start()
+    await server.serve(sockets=[listener])
+    failed = progress.phase is Phase.FAILED
+    await runtime.stop_scraping()
+    await asyncio.to_thread(opener.join, config.server.drain.total_seconds())
+    if opener.is_alive():
+        log.warning("ending while the log is still being replayed")
+        return 0
+    progress.enter(Phase.STOPPING)
+    await asyncio.to_thread(runtime.close)
+    log.info("ended")
+    return 1 if failed else 0
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
