@@ -41,6 +41,9 @@ class Reason(StrEnum):
     NATIVE_HISTOGRAM = "native_histogram_unsupported"
     EXEMPLAR = "exemplar_unsupported"
     METADATA_LIMIT = "metadata_limit"
+    # reads
+    QUERY_LIMIT = "query_limit"
+    BAD_MATCHER = "bad_matcher"
     # requests
     MALFORMED = "malformed_body"
     BODY_TOO_LARGE = "body_too_large"

@@ -1,0 +1,99 @@
+"""Remote-write ingestion, end to end over HTTP, beside the peers.
+
+    python -m benchmarks.ingest [--series 100000] [--rounds 30]
+
+100,000 active series with 12 labels, 2,000 samples a request, one connection. CPU seconds of the whole server
+process; best of the measured groups of rounds. Everything is acknowledged: fsynced where the server does that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+
+from benchmarks.bodies import HEADERS, Bodies
+from benchmarks.peers import Server, all_servers
+
+
+@dataclass
+class IngestFigures:
+    """What one server needed."""
+
+    server: str
+    new_series_us: float
+    sample_ns: float
+    rss_per_series: float
+    wall_samples_per_second: float
+
+
+def send(server: Server, bodies: list[bytes]) -> None:
+    """Post every body over one connection; anything but 2xx is an error."""
+    connection = server.connect()
+    for body in bodies:
+        connection.request("POST", server.write_path, body, HEADERS)
+        answer = connection.getresponse()
+        text = answer.read()
+        if answer.status // 100 != 2:
+            raise RuntimeError(f"{server.name} answered {answer.status}: {text[:500]!r}")
+    connection.close()
+
+
+def measure(server: Server, n_series: int, rounds: int, group: int = 5) -> IngestFigures:
+    """Send ``rounds`` rounds; the first makes the series, the next two settle, the rest are measured."""
+    bodies = Bodies(n_series)
+    start_ms = int(time.time() * 1000) - rounds * 15_000
+    send(server, Bodies(2000, first=10_000_000).round(start_ms))  # connections, buffers, first segment
+    server.settle()
+    rss = server.rss_bytes()
+    cpu = server.cpu_seconds()
+    send(server, bodies.round(start_ms))
+    server.settle()
+    first_cpu = server.cpu_seconds() - cpu
+    for k in (1, 2):
+        send(server, bodies.round(start_ms + 15_000 * k))
+    best_cpu, best_wall = float("inf"), float("inf")
+    k = 3
+    while k + group <= rounds:
+        prepared = [body for j in range(group) for body in bodies.round(start_ms + 15_000 * (k + j))]
+        cpu, wall = server.cpu_seconds(), time.perf_counter()
+        send(server, prepared)
+        wall = time.perf_counter() - wall
+        server.settle(0.5, 5.0)
+        best_cpu = min(best_cpu, (server.cpu_seconds() - cpu) / (group * n_series))
+        best_wall = min(best_wall, wall / (group * n_series))
+        k += group
+    while k < rounds:
+        send(server, bodies.round(start_ms + 15_000 * k))
+        k += 1
+    server.settle()
+    growth = (server.rss_bytes() - rss) / n_series
+    return IngestFigures(server.name, (first_cpu / n_series - best_cpu) * 1e6, best_cpu * 1e9, growth, 1.0 / best_wall)
+
+
+def main() -> list[IngestFigures]:
+    """Measure every server that is installed and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--series", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--only", default="")
+    given = parser.parse_args()
+    figures = []
+    for server in all_servers():
+        if given.only and given.only != server.name:
+            continue
+        with server:
+            figures.append(measure(server, given.series, given.rounds))
+        print(figures[-1], flush=True)
+    print("\n| server | new series, us CPU | ns CPU a sample | RSS B a series | samples/s, 1 connection |")
+    print("|---|---|---|---|---|")
+    for f in figures:
+        print(
+            f"| {f.server} | {f.new_series_us:.1f} | {f.sample_ns:.0f} | {f.rss_per_series:.0f} "
+            f"| {f.wall_samples_per_second:,.0f} |"
+        )
+    return figures
+
+
+if __name__ == "__main__":
+    main()

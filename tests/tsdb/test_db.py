@@ -1,0 +1,315 @@
+"""The store as its users see it: what was acknowledged is read back, bit for bit, whatever happens in between."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from tsdb.batch import STALE_BITS, AppendResult, SampleBatch
+from tsdb.db import StoreConfig, TSDB
+from tsdb.errors import LimitError, Reason, RejectedError
+from tsdb.limits import SelectLimits, TimeLimits
+from tsdb.matchers import Matcher, MatchOp
+from tsdb.tenant import Tenant
+
+HOUR = 3_600_000
+T0 = 1_700_006_400_000  # on a 2 h border
+EVERYTHING = (-(1 << 62), 1 << 62)
+ALL = [Matcher("__name__", MatchOp.NOT_EQUAL, "")]
+LIMITS = SelectLimits()
+
+
+def config(path: Path, **changes: object) -> StoreConfig:
+    given: dict[str, object] = {"maintenance_seconds": 3600.0, "min_free_bytes": 0, "min_free_fraction": 0.0}
+    return StoreConfig(path, **{**given, **changes})  # type: ignore[arg-type]
+
+
+def opened(path: Path, **changes: object) -> TSDB:
+    db = TSDB(config(path, **changes))
+    db.open()
+    return db
+
+
+def bits_of(value: float) -> int:
+    return struct.unpack("<Q", struct.pack("<d", value))[0]
+
+
+def put(tenant: Tenant, rows: list[tuple[dict[str, str], int, int]]) -> AppendResult:
+    refs = np.array([tenant.registry.resolve(labels) for labels, _, _ in rows], np.uint32)
+    ts_ms = np.array([t for _, t, _ in rows], np.int64)
+    bits = np.array([b for _, _, b in rows], np.uint64)
+    return tenant.append(SampleBatch(refs, ts_ms, bits)).result(timeout=60)
+
+
+Content = dict[tuple[tuple[str, str], ...], dict[int, int]]
+
+
+def read(
+    tenant: Tenant, matchers: list[Matcher] | None = None, mint: int = EVERYTHING[0], maxt: int = EVERYTHING[1]
+) -> Content:
+    frame = tenant.select(matchers or ALL, mint, maxt, LIMITS)
+    assert not frame.warnings
+    out: Content = {}
+    bits = frame.values.view(np.uint64).tolist()
+    times = frame.ts_ms.tolist()
+    for i, labels in enumerate(frame.labels):
+        first, last = frame.offsets[i : i + 2].tolist()
+        assert all(a < b for a, b in zip(times[first:last], times[first + 1 : last], strict=False))
+        if last > first:
+            out[tuple(labels.items())] = dict(zip(times[first:last], bits[first:last], strict=True))
+    return out
+
+
+def series(i: int) -> dict[str, str]:
+    return {"__name__": f"m{i % 3}", "instance": f"10.0.0.{i}", "job": "mesh"}
+
+
+def key(labels: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(labels.items()))
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_acknowledged_samples_are_read_back_bit_for_bit(tmp_path: Path, shards: int) -> None:
+    db = opened(tmp_path, shards=shards)
+    tenant = db.tenant("default")
+    patterns = [0, 1, STALE_BITS, bits_of(-0.0), bits_of(float("inf")), 0x7FF8DEADBEEF0001, bits_of(0.1), (1 << 64) - 1]
+    rows = [(series(i), T0 + 15_000 * k, patterns[(i + k) % 8]) for k in range(300) for i in range(20)]
+    result = put(tenant, rows)
+    assert result.accepted == len(rows)
+    expected: Content = {}
+    for labels, t, b in rows:
+        expected.setdefault(key(labels), {})[t] = b
+    assert read(tenant) == expected
+    db.close()
+
+    again = opened(tmp_path, shards=shards)
+    assert read(again.tenant("default")) == expected
+    assert again.replay.samples == len(rows)
+    again.close()
+
+
+def test_refusals_are_counted_by_reason_and_good_samples_stay(tmp_path: Path) -> None:
+    db = opened(tmp_path, time=TimeLimits(out_of_order_window_ms=HOUR))
+    tenant = db.tenant("default")
+    a = series(0)
+    put(tenant, [(a, T0, 1), (a, T0 + 2 * HOUR, 2)])
+    result = put(tenant, [(a, T0 + 2 * HOUR, 2), (a, T0 + 2 * HOUR, 3), (a, T0 + HOUR - 1, 4), (a, T0 + HOUR, 5)])
+    assert result.rejected == {Reason.DUPLICATE: 1, Reason.TOO_OLD: 1}
+    assert result.accepted == 2
+    assert db.tally.snapshot() == {Reason.DUPLICATE: 1, Reason.TOO_OLD: 1}
+    assert read(tenant) == {key(a): {T0: 1, T0 + HOUR: 5, T0 + 2 * HOUR: 2}}
+    db.close()
+
+
+def test_a_cut_moves_samples_into_blocks_and_answers_stay_the_same(tmp_path: Path) -> None:
+    db = opened(tmp_path)
+    tenant = db.tenant("default")
+    rows = [(series(i), T0 + 60_000 * k, bits_of(k * 0.5 + i)) for k in range(400) for i in range(10)]
+    put(tenant, rows)
+    put(tenant, [(series(3), T0 + 61_000, 7)])  # late, inside the head
+    before = read(tenant)
+    db.maintain()
+    stats = db.stats()
+    assert stats.cuts == len(tenant.shards)
+    assert stats.blocks >= 2 * len(tenant.shards)
+    assert stats.head_samples < len(rows)
+    assert read(tenant) == before
+    window = (T0 + HOUR, T0 + 5 * HOUR)
+    narrowed = {k: {t: b for t, b in v.items() if window[0] <= t <= window[1]} for k, v in before.items()}
+    assert read(tenant, mint=window[0], maxt=window[1]) == narrowed
+    db.close()
+
+    again = opened(tmp_path)
+    assert read(again.tenant("default")) == before
+    again.close()
+
+
+def test_late_samples_below_the_cut_become_an_overlapping_block(tmp_path: Path) -> None:
+    db = opened(tmp_path, time=TimeLimits(out_of_order_window_ms=48 * HOUR))
+    tenant = db.tenant("default")
+    put(tenant, [(series(i), T0 + 60_000 * k, k) for k in range(400) for i in range(4)])
+    db.maintain()
+    blocks = db.stats().blocks
+    # a repeat, a conflict and a new time of a range that is in blocks; a series that the head has never seen
+    result = put(
+        tenant,
+        [(series(0), T0 + 60_000, 1), (series(0), T0 + 120_000, 9), (series(0), T0 + 61_000, 5), (series(77), T0, 6)],
+    )
+    assert result.rejected == {Reason.DUPLICATE: 1}
+    assert read(tenant)[key(series(0))][T0 + 61_000] == 5
+    expected = read(tenant)
+    put(tenant, [(series(i), T0 + 60_000 * k, k) for k in range(400, 600) for i in range(4)])
+    expected = read(tenant)
+    assert expected[key(series(77))] == {T0: 6}
+    db.maintain()
+    assert db.stats().blocks > blocks
+    assert read(tenant) == expected
+    assert put(tenant, [(series(77), T0, 6)]).accepted == 1
+    assert put(tenant, [(series(77), T0, 8)]).rejected == {Reason.DUPLICATE: 1}
+    assert read(tenant) == expected
+    db.close()
+    again = opened(tmp_path, time=TimeLimits(out_of_order_window_ms=48 * HOUR))
+    assert read(again.tenant("default")) == expected
+    again.close()
+
+
+def test_retention_deletes_whole_blocks(tmp_path: Path) -> None:
+    db = opened(tmp_path, retention_ms=4 * HOUR)
+    tenant = db.tenant("default")
+    for hour in range(0, 14, 2):
+        put(tenant, [(series(0), T0 + hour * HOUR + 60_000 * k, k) for k in range(120)])
+        db.maintain()
+    db.maintain()
+    times = sorted(read(tenant)[key(series(0))])
+    newest = T0 + 13 * HOUR + 59 * 60_000
+    assert times[-1] == newest
+    assert newest - 6 * HOUR - 60_000 <= times[0] <= newest - 4 * HOUR
+    files = [p for p in tmp_path.rglob("block-*") if p.is_file()]
+    assert len(files) == db.stats().blocks
+    db.close()
+
+
+def test_log_segments_are_freed_once_their_samples_are_in_blocks(tmp_path: Path) -> None:
+    db = opened(tmp_path, segment_bytes=1 << 16)
+    tenant = db.tenant("default")
+    rng = np.random.default_rng(1)
+    for hour in range(8):
+        rows = [
+            (series(i), T0 + hour * HOUR + 60_000 * k, int(rng.integers(1 << 62))) for k in range(60) for i in range(20)
+        ]
+        put(tenant, rows)
+    before = read(tenant)
+    segments = db.log.stats.segments
+    db.maintain()
+    db.maintain()
+    assert db.log.stats.segments < segments
+    db.close()
+    again = opened(tmp_path, segment_bytes=1 << 16)
+    assert read(again.tenant("default")) == before
+    again.close()
+
+
+def test_tenants_are_apart_and_only_made_when_allowed(tmp_path: Path) -> None:
+    db = opened(tmp_path)
+    with pytest.raises(RejectedError, match="auto_create"):
+        db.tenant("other")
+    assert db.find("other") is None
+    put(db.tenant("other", create=True), [(series(0), T0, 1)])
+    put(db.tenant("default"), [(series(0), T0, 2)])
+    assert read(db.tenant("other")) == {key(series(0)): {T0: 1}}
+    for bad in ("", "a/b", "..", "x" * 200):
+        with pytest.raises(RejectedError):
+            db.tenant(bad, create=True)
+    db.close()
+    again = opened(tmp_path)
+    assert read(again.tenant("other")) == {key(series(0)): {T0: 1}}
+    again.close()
+
+
+def test_selection_limits_name_what_was_asked_and_what_is_allowed(tmp_path: Path) -> None:
+    db = opened(tmp_path)
+    tenant = db.tenant("default")
+    put(tenant, [(series(i), T0 + k, k) for i in range(10) for k in range(10)])
+    with pytest.raises(LimitError, match=r"10 series.*limit is 9 \(query.max_series\)"):
+        tenant.select(ALL, *EVERYTHING, SelectLimits(series_max=9))
+    with pytest.raises(LimitError, match=r"100 samples.*limit is 50 \(query.max_samples\)"):
+        tenant.select(ALL, *EVERYTHING, SelectLimits(samples_max=50))
+    db.close()
+
+
+def test_labels_and_series_come_from_head_and_blocks(tmp_path: Path) -> None:
+    db = opened(tmp_path)
+    tenant = db.tenant("default")
+    put(tenant, [({"__name__": "old", "a": "1"}, T0, 1)])
+    put(tenant, [({"__name__": "new", "b": "2"}, T0 + 8 * HOUR, 1)])
+    db.maintain()
+    db.close()
+    again = opened(tmp_path)
+    tenant = again.tenant("default")
+    assert tenant.label_names([], *EVERYTHING) == ["__name__", "a", "b"]
+    assert tenant.label_values("__name__", [], *EVERYTHING) == ["new", "old"]
+    assert tenant.label_values("__name__", [], T0 + 7 * HOUR, T0 + 9 * HOUR) == ["new"]
+    assert tenant.label_values("__name__", [], T0 - HOUR, T0 + HOUR) == ["old"]
+    assert tenant.label_values("nobody", [], *EVERYTHING) == []
+    assert list(
+        tenant.series([[Matcher("a", MatchOp.EQUAL, "1")], [Matcher("__name__", MatchOp.REGEX, "o.*")]], *EVERYTHING)
+    ) == [{"__name__": "old", "a": "1"}]
+    again.close()
+
+
+def test_metadata_survives_a_restart(tmp_path: Path) -> None:
+    db = opened(tmp_path)
+    tenant = db.tenant("default")
+    logged = tenant.put_metadata([("up", "gauge", "1 = reachable", "")])
+    assert logged is not None
+    logged.result(timeout=60)
+    assert tenant.put_metadata([("up", "gauge", "1 = reachable", "")]) is None
+    db.close()
+    again = opened(tmp_path)
+    assert again.tenant("default").metadata()["up"].help == "1 = reachable"
+    again.close()
+
+
+class StoreModel(RuleBasedStateMachine):
+    """Random writes, cuts and restarts against a dict."""
+
+    @initialize(tmp=st.uuids(), shards=st.sampled_from([1, 2]))
+    def start(self, tmp: object, shards: int) -> None:
+        import tempfile
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name)
+        self.shards = shards
+        self.time = TimeLimits(out_of_order_window_ms=1 << 50)
+        self.db = opened(self.path, shards=shards, time=self.time, segment_bytes=1 << 16)
+        self.content: Content = {}
+
+    @rule(
+        rows=st.lists(
+            st.tuples(st.integers(0, 5), st.integers(0, 8 * 60), st.sampled_from([0, 1, STALE_BITS, bits_of(1.5)])),
+            min_size=1,
+            max_size=60,
+        )
+    )
+    def append(self, rows: list[tuple[int, int, int]]) -> None:
+        batch = [(series(i), T0 + minute * 60_000, b) for i, minute, b in rows]
+        result = put(self.db.tenant("default"), batch)
+        refused = 0
+        for labels, t, b in batch:
+            samples = self.content.setdefault(key(labels), {})
+            if samples.setdefault(t, b) != b:
+                refused += 1
+        assert result.accepted == len(batch) - refused
+        assert sum(result.rejected.values()) == refused
+
+    @rule()
+    def maintain(self) -> None:
+        self.db.maintain()
+        assert self.db.cut_failures == 0, self.db.last_error
+
+    @rule()
+    def restart(self) -> None:
+        self.db.close()
+        self.db = opened(self.path, shards=self.shards, time=self.time, segment_bytes=1 << 16)
+
+    @invariant()
+    def same(self) -> None:
+        if hasattr(self, "db"):
+            assert read(self.db.tenant("default")) == self.content
+
+    def teardown(self) -> None:
+        if hasattr(self, "db"):
+            self.db.close()
+            self.folder.cleanup()
+
+
+StoreModel.TestCase.settings = settings(
+    max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestStoreModel = StoreModel.TestCase

@@ -1,0 +1,296 @@
+"""The store: one log, one block store, many tenants.
+
+Opening reads the manifests, replays the log into the heads and only then takes writes. A maintenance thread cuts
+heads into blocks, enforces retention and frees log segments.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tsdb.blockstore import FolderStore
+from tsdb.disk import DiskGuard
+from tsdb.errors import LimitError, MeshpulseError, Reason, RejectedError
+from tsdb.limits import SeriesLimits, TimeLimits
+from tsdb.replay import Replay
+from tsdb.shard import MIN_MS, HeadCut, Shard
+from tsdb.tally import Tally
+from tsdb.tenant import Tenant
+from tsdb.wal.log import LocalLog, Record, SyncMode
+
+HOUR_MS = 3_600_000
+DEFAULT_TENANT = "default"
+
+TENANT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+"""What a tenant may be called: its name is a folder and a log key."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """How a store keeps its data.
+
+    Attributes
+    ----------
+    shards : power of two, fixed when the folder is made; 2 shards keep two cores busy
+    block_span_ms : length of a block; a head is cut when it reaches half a span past it
+    retention_ms : blocks older than the tenant's newest sample minus this are deleted; 0 = never
+    idle_cut_ms : wall time without a sample after which a head is cut whole, so that it does not hold the log
+    """
+
+    path: Path
+    shards: int = 2
+    block_span_ms: int = 2 * HOUR_MS
+    retention_ms: int = 15 * 24 * HOUR_MS
+    idle_cut_ms: int = 3 * HOUR_MS
+    maintenance_seconds: float = 5.0
+    sync: SyncMode = SyncMode.ALWAYS
+    segment_bytes: int = 64 << 20
+    tenants_auto_create: bool = False
+    tenants_max: int = 1_000
+    min_free_bytes: int = 1 << 30
+    min_free_fraction: float = 0.05
+    series: SeriesLimits = field(default_factory=SeriesLimits)
+    time: TimeLimits = field(default_factory=TimeLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Sums over all tenants, for ``/metrics``."""
+
+    tenants: int
+    series: int
+    samples_appended: int
+    head_samples: int
+    head_chunks: int
+    head_bytes: int
+    blocks: int
+    block_bytes: int
+    cuts: int
+    cut_failures: int
+    replayed_samples: int
+    damage: int
+
+
+class _CutOperation:
+    """Fix a head's cut at one position of the log, between two writes."""
+
+    n_bytes = 0
+
+    def __init__(self, shard: Shard, border_ms: int) -> None:
+        self._shard = shard
+        self._border_ms = border_ms
+
+    def records(self, segment: int) -> list[Record]:
+        """Nothing to log: the manifest tells where the cut was."""
+        return []
+
+    def apply(self, position: int) -> HeadCut:
+        """Run between two writes."""
+        return self._shard.begin_cut(self._border_ms, position)
+
+
+class _PublishOperation:
+    """Run the last step of a cut between two writes."""
+
+    n_bytes = 0
+
+    def __init__(self, step: Callable[[], None]) -> None:
+        self._step = step
+
+    def records(self, segment: int) -> list[Record]:
+        """Nothing to log."""
+        return []
+
+    def apply(self, position: int) -> None:
+        """Swap the list of blocks and let the head forget."""
+        self._step()
+
+
+class TSDB:
+    """All tenants of one data folder.
+
+    Use :meth:`open` before anything else; the folder must be locked by the caller (one process a folder).
+    """
+
+    def __init__(self, config: StoreConfig, tally: Tally | None = None) -> None:
+        if config.shards < 1 or config.shards & (config.shards - 1):
+            raise ValueError(f"storage.shards must be a power of two, not {config.shards}")
+        self.config = config
+        self.tally = tally or Tally()
+        self.store = FolderStore(config.path)
+        self.log = LocalLog(config.path / "wal", sync=config.sync, segment_bytes=config.segment_bytes)
+        self._disk = DiskGuard(config.path, config.min_free_fraction, config.min_free_bytes)
+        self._tenants: dict[str, Tenant] = {}
+        self._lock = threading.Lock()
+        self._maintenance = threading.Thread(target=self._maintain_for_ever, name="maintenance", daemon=True)
+        self._cut_lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._idle_since: dict[tuple[str, int], tuple[int, float]] = {}
+        self.cuts = 0
+        self.cut_failures = 0
+        self.last_error: str | None = None
+        self.replay = Replay(self._get_or_create, self._cut_during_replay)
+
+    # -- life
+
+    def open(self) -> None:
+        """Read manifests, replay the log, then take writes."""
+        for key in self.store.list("tenants/"):
+            name = key.split("/")[1]
+            self._get_or_create(name)
+        self._get_or_create(DEFAULT_TENANT)
+        self.replay.run(self.log)
+        self.log.start()
+        self._maintenance.start()
+
+    def close(self) -> None:
+        """Sync and close the log; what is in the heads comes back by replay."""
+        self._stopping.set()
+        if self._maintenance.is_alive():
+            self._maintenance.join()
+        self.log.close()
+
+    # -- tenants
+
+    def _get_or_create(self, name: str) -> Tenant:
+        with self._lock:
+            tenant = self._tenants.get(name)
+            if tenant is None:
+                tenant = self._tenants[name] = Tenant(
+                    name,
+                    self.store,
+                    self.log,
+                    self.config.shards,
+                    self.config.series,
+                    self.config.time,
+                    self.tally,
+                    self._disk,
+                )
+            return tenant
+
+    def tenant(self, name: str, *, create: bool | None = None) -> Tenant:
+        """The tenant a write is for.
+
+        Parameters
+        ----------
+        create : make it if it is new; None = as ``tenants.auto_create`` says
+
+        Raises
+        ------
+        RejectedError        the name is not one, or the tenant may not be created
+        """
+        known = self._tenants.get(name)
+        if known is not None:
+            return known
+        if not TENANT_NAME.fullmatch(name):
+            raise RejectedError(Reason.TENANT, f"tenant {name[:64]!r} is no valid name ({TENANT_NAME.pattern})")
+        if not (self.config.tenants_auto_create if create is None else create):
+            raise RejectedError(Reason.TENANT, f"tenant {name!r} does not exist and tenants.auto_create is off")
+        if len(self._tenants) >= self.config.tenants_max:
+            raise LimitError(
+                Reason.TENANT, f"tenant {name!r} is one too many, the limit is {self.config.tenants_max} (tenants.max)"
+            )
+        return self._get_or_create(name)
+
+    def find(self, name: str) -> Tenant | None:
+        """The tenant a read is for; a read never creates one."""
+        return self._tenants.get(name)
+
+    def tenants(self) -> list[Tenant]:
+        """All tenants."""
+        with self._lock:
+            return list(self._tenants.values())
+
+    # -- maintenance
+
+    def _maintain_for_ever(self) -> None:
+        while not self._stopping.wait(self.config.maintenance_seconds):
+            self.maintain()
+
+    def maintain(self) -> None:
+        """One pass: cut heads that are due, delete what is past retention, free log segments."""
+        for tenant in self.tenants():
+            for shard in tenant.shards:
+                try:
+                    border = self._due_border(tenant, shard)
+                    if border is not None:
+                        self.cut(shard, border)
+                    if self.config.retention_ms and tenant.newest_ms > MIN_MS + self.config.retention_ms:
+                        with self._cut_lock:
+                            shard.drop_blocks_before(tenant.newest_ms - self.config.retention_ms)
+                except (MeshpulseError, OSError) as error:
+                    # A failed cut must not stop ingest or the other shards: it is counted, shown and tried again.
+                    self.cut_failures += 1
+                    self.last_error = f"{tenant.name}/shard-{shard.number}: {error}"
+        self.log.free(self._is_published)
+
+    def _due_border(self, tenant: Tenant, shard: Shard) -> int | None:
+        """Where the head is to be cut now, if it is."""
+        head = shard.head
+        if not head.sample_count:
+            return None
+        span = self.config.block_span_ms
+        newest, oldest = head.newest_ms, head.oldest_ms
+        border = (newest - span // 2) // span * span
+        if border > oldest:
+            return int(border)
+        seen = (head.sample_count, time.monotonic())
+        known = self._idle_since.setdefault((tenant.name, shard.number), seen)
+        if known[0] != seen[0]:
+            self._idle_since[tenant.name, shard.number] = seen
+        elif (seen[1] - known[1]) * 1000 > self.config.idle_cut_ms:
+            return int(newest // span * span + span)
+        return None
+
+    def cut(self, shard: Shard, border_ms: int) -> None:
+        """Turn everything older than the border into blocks; writes and reads go on meanwhile."""
+        with self._cut_lock:
+            cut = self.log.submit(_CutOperation(shard, border_ms)).result()
+            blocks = shard.write_cut(cut, self.config.block_span_ms)
+            manifest = shard.commit_cut(cut, blocks)
+            self.log.submit(_PublishOperation(lambda: shard.publish(manifest, blocks, border_ms))).result()
+            self.cuts += 1
+
+    def _cut_during_replay(self, shard: Shard, position: int) -> None:
+        """Keep a replay within the memory of a running store: the log is not written yet, so cut in place."""
+        span = self.config.block_span_ms
+        border = (shard.head.newest_ms - span // 2) // span * span
+        if border > shard.head.oldest_ms:
+            cut = shard.begin_cut(int(border), position)
+            blocks = shard.write_cut(cut, span)
+            shard.publish(shard.commit_cut(cut, blocks), blocks, int(border))
+            self.cuts += 1
+
+    def _is_published(self, tenant: str, shard: int, max_ms: int, position: int) -> bool:
+        """Whether a record's samples are all in committed blocks, so that the log may forget it."""
+        known = self._tenants.get(tenant)
+        if known is None:
+            return False
+        manifest = known.shards[shard].manifest
+        return max_ms < manifest.cut_ms and position < manifest.next_position
+
+    # -- statistics
+
+    def stats(self) -> StoreStats:
+        """Sums over all tenants."""
+        tenants = self.tenants()
+        shards = [shard for tenant in tenants for shard in tenant.shards]
+        return StoreStats(
+            tenants=len(tenants),
+            series=sum(len(tenant.registry) for tenant in tenants),
+            samples_appended=sum(tenant.samples_appended for tenant in tenants),
+            head_samples=sum(shard.head.sample_count for shard in shards),
+            head_chunks=sum(shard.head.chunk_count for shard in shards),
+            head_bytes=sum(shard.head.memory_bytes for shard in shards),
+            blocks=sum(len(shard.blocks) for shard in shards),
+            block_bytes=sum(live.meta.bytes for shard in shards for live in shard.blocks),
+            cuts=self.cuts,
+            cut_failures=self.cut_failures,
+            replayed_samples=self.replay.samples,
+            damage=sum(len(shard.damage) for shard in shards) + len(self.log.damage),
+        )

@@ -1,0 +1,340 @@
+"""One shard of one tenant: a head, immutable blocks, and the manifest that says which blocks live.
+
+A shard never knows where its log and its objects lie. It is written on the log's committer thread only; readers
+read the head first and the list of blocks after it, so that a block published in between is seen twice (and
+deduplicated), never missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tsdb.arena import Arena
+from tsdb.assemble import assemble, encode_rows
+from tsdb.batch import SampleStatus
+from tsdb.block.block import Block, BlockMeta, write_block
+from tsdb.blockstore import BlockStore
+from tsdb.chunks import Chunks, LateSamples
+from tsdb.errors import CorruptionError, OverloadedError
+from tsdb.head import Head
+from tsdb.index.registry import SeriesRegistry
+from tsdb.index.static import StaticIndex
+from tsdb.kernels.shard import NO_SLOT, assign_slots, compare_stored, gather_words
+from tsdb.manifest import Manifest, ManifestStore
+
+MIN_MS = -(1 << 63)
+MAX_MS = (1 << 63) - 1
+
+SPANS_PER_CUT_MAX = 24
+"""A cut writes one block a span up to here (two days of backfill); beyond, one block, so that a stray sample from
+1970 does not make half a million files."""
+
+Part = tuple[Chunks, LateSamples]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadCut:
+    """What a cut takes out of the head, fixed at one position of the log.
+
+    Attributes
+    ----------
+    border_ms : everything older is in here
+    position : last log position whose samples are in here
+    refs : (n,) uint32     series of the rows
+    """
+
+    border_ms: int
+    position: int
+    refs: NDArray[np.uint32]
+    chunks: Chunks
+    late: LateSamples
+
+
+def join_chunks(parts: Sequence[Chunks]) -> Chunks:
+    """One set of chunks with the words of all parts side by side, ordered by row and first time."""
+    rows = np.concatenate([p.rows for p in parts])
+    min_ms = np.concatenate([p.min_ms for p in parts])
+    word_counts = np.concatenate([p.word_counts for p in parts])
+    order = np.lexsort((min_ms, rows))
+    ends = np.cumsum(word_counts[order], dtype=np.int64)
+    offsets_sorted = ends - word_counts[order]
+    offsets = np.empty_like(offsets_sorted)
+    offsets[order] = offsets_sorted
+    words = np.empty(int(ends[-1]) if len(ends) else 0, np.uint64)
+    first = 0
+    for part in parts:
+        gather_words(part.words, part.word_offsets, part.word_counts, words, offsets[first : first + len(part)])
+        first += len(part)
+    return Chunks(
+        rows=rows[order],
+        kinds=np.concatenate([p.kinds for p in parts])[order],
+        min_ms=min_ms[order],
+        max_ms=np.concatenate([p.max_ms for p in parts])[order],
+        counts=np.concatenate([p.counts for p in parts])[order],
+        word_offsets=offsets_sorted,
+        word_counts=word_counts[order],
+        words=words,
+    )
+
+
+def pick_chunks(chunks: Chunks, chosen: NDArray[np.bool_], renumber: NDArray[np.int32]) -> Chunks:
+    """The chosen chunks with their rows renumbered; the words are shared."""
+    return Chunks(
+        rows=renumber[chunks.rows[chosen]],
+        kinds=chunks.kinds[chosen],
+        min_ms=chunks.min_ms[chosen],
+        max_ms=chunks.max_ms[chosen],
+        counts=chunks.counts[chosen],
+        word_offsets=chunks.word_offsets[chosen],
+        word_counts=chunks.word_counts[chosen],
+        words=chunks.words,
+    )
+
+
+class LiveBlock:
+    """An open block and the numbers that its rows have in the tenant's registry."""
+
+    __slots__ = ("_refs", "block", "meta")
+
+    def __init__(self, block: Block, meta: BlockMeta, refs: NDArray[np.uint32] | None = None) -> None:
+        self.block = block
+        self.meta = meta
+        self._refs = refs
+
+    def refs(self, rows: NDArray[np.int32], registry: SeriesRegistry) -> NDArray[np.uint32]:
+        """Registry numbers of some rows; rows asked for the first time since the start get theirs now."""
+        if self._refs is None:
+            self._refs = np.full(len(self.block.index), NO_SLOT, np.uint32)
+        refs = self._refs[rows]
+        unknown = refs == NO_SLOT
+        if unknown.any():
+            new_rows = rows[unknown]
+            refs[unknown] = self._refs[new_rows] = registry.adopt(*self.block.index.canonical(new_rows))
+        return refs
+
+
+class Shard:
+    """Head and blocks of one tenant's share of the series.
+
+    Parameters
+    ----------
+    prefix : key prefix in the block store, ``tenants/<id>/shard-<k>``
+    slots_max : most series it can hold
+    """
+
+    def __init__(
+        self, number: int, prefix: str, store: BlockStore, registry: SeriesRegistry, shard_count: int, slots_max: int
+    ) -> None:
+        self.number = number
+        self._prefix = prefix
+        self._store = store
+        self._registry = registry
+        self._manifests = ManifestStore(store, prefix, shard_count)
+        self._slot_of: Arena | None = None
+        self._ref_of = Arena(np.uint32, slots_max)
+        self._n_slots = 0
+        self.head = Head(slots_max)
+        self.manifest: Manifest = self._manifests.load()
+        self.damage: list[str] = list(self._manifests.damage)
+        self.blocks: tuple[LiveBlock, ...] = tuple(self._open_blocks())
+        # Samples older than this are refused by the head: their range is, or is about to be, in a block.
+        self.cut_floor_ms = self.manifest.cut_ms
+        # Time of the newest sample in head or blocks; MIN_MS when there is none.
+        self.newest_ms = max((b.max_ms for b in self.manifest.blocks), default=MIN_MS)
+
+    def _open_blocks(self) -> list[LiveBlock]:
+        live = []
+        for meta in self.manifest.blocks:
+            try:
+                live.append(LiveBlock(Block(self._store, meta, self._registry.symbols), meta))
+            except (CorruptionError, FileNotFoundError) as error:
+                # Row 7 and 8 of the crash matrix: the neighbours stay readable, the answer says what is missing.
+                self.damage.append(f"block {meta.key} cannot be opened: {error}")
+        return live
+
+    @property
+    def series_count(self) -> int:
+        """Series that have been written to the head since the start."""
+        return self._n_slots
+
+    def use_slots(self, slot_of: Arena) -> None:
+        """Share the tenant's map from series to slot."""
+        self._slot_of = slot_of
+
+    def _slots(self) -> NDArray[np.uint32]:
+        assert self._slot_of is not None, "use_slots was not called"
+        return self._slot_of.array
+
+    # -- writing, on the committer thread
+
+    def append(
+        self,
+        refs: NDArray[np.uint32],
+        ts_ms: NDArray[np.int64],
+        bits: NDArray[np.uint64],
+        status: NDArray[np.uint8],
+        window_ms: int,
+    ) -> None:
+        """Decide and store the samples of one batch; ``status`` gets one SampleStatus a sample.
+
+        Samples more than ``window_ms`` behind the shard's newest at the start of the batch are too old: that depends
+        on the log's order alone, so that a replay decides the same.
+        """
+        slots = np.empty(len(refs), np.uint32)
+        used = assign_slots(refs, self._n_slots, self._slots(), self._ref_of.array, slots)
+        if used < 0:
+            raise OverloadedError(f"{self._prefix} holds its most series, {len(self._ref_of.array)}")
+        self._n_slots = used
+        floor_ms = self.newest_ms - window_ms if self.newest_ms > MIN_MS + window_ms else MIN_MS
+        self.head.append(slots, ts_ms, bits, status, floor_ms, self.cut_floor_ms)
+        below = np.flatnonzero(status == SampleStatus.BELOW_CUT)
+        if len(below):
+            self._append_below_cut(slots[below], refs[below], ts_ms[below], bits[below], status, below)
+        if self.head.sample_count:
+            self.newest_ms = max(self.newest_ms, self.head.newest_ms)
+
+    def _append_below_cut(
+        self,
+        slots: NDArray[np.uint32],
+        refs: NDArray[np.uint32],
+        ts_ms: NDArray[np.int64],
+        bits: NDArray[np.uint64],
+        status: NDArray[np.uint8],
+        places: NDArray[np.int64],
+    ) -> None:
+        """Samples older than the cut: compare with the blocks, keep the new ones for an overlapping block."""
+        wanted, rows = np.unique(refs, return_inverse=True)
+        mint, maxt = int(ts_ms.min()), int(ts_ms.max())
+        parts = self._block_parts_of(wanted, mint, maxt)
+        found = np.zeros(len(refs), np.uint8)
+        if parts:
+            offsets, stored_ms, values = assemble(len(wanted), parts, mint, maxt)
+            compare_stored(rows.astype(np.int32), ts_ms, bits, offsets, stored_ms, values.view(np.uint64), found)
+        status[places[found == 1]] = SampleStatus.REPEATED
+        status[places[found == 2]] = SampleStatus.DUPLICATE
+        new = np.flatnonzero(found == 0)
+        if len(new):
+            decided = np.zeros(len(new), np.uint8)
+            self.head.append_late(slots[new], ts_ms[new], bits[new], decided)
+            status[places[new]] = decided
+
+    # -- reading, on any thread
+
+    def head_part(self, refs: NDArray[np.uint32], rows: NDArray[np.int32], mint_ms: int, maxt_ms: int) -> Part:
+        """Chunks and late samples of some series in the head; ``rows`` ascend and number the result."""
+        slots = self._slots()[refs]
+        known = slots != NO_SLOT
+        if not known.all():
+            slots, rows = slots[known], rows[known]
+        chunks, late = self.head.snapshot(slots, mint_ms, maxt_ms)
+        return replace(chunks, rows=rows[chunks.rows]), replace(late, rows=rows[late.rows])
+
+    def maybe_in_head(self, refs: NDArray[np.uint32], mint_ms: int, maxt_ms: int) -> NDArray[np.bool_]:
+        """Which series may have samples of the range in the head (by the range of the whole head)."""
+        if not self.head.sample_count or self.head.oldest_ms > maxt_ms or self.head.newest_ms < mint_ms:
+            return np.zeros(len(refs), np.bool_)
+        return self._slots()[refs] != NO_SLOT
+
+    def blocks_in(self, mint_ms: int, maxt_ms: int) -> list[LiveBlock]:
+        """Blocks that may hold samples of the range, oldest first."""
+        return [b for b in self.blocks if b.meta.min_ms <= maxt_ms and b.meta.max_ms >= mint_ms]
+
+    def _block_parts_of(self, wanted: NDArray[np.uint32], mint_ms: int, maxt_ms: int) -> list[Part]:
+        """Block chunks of given series (ascending), rows numbered by their place in ``wanted``."""
+        parts = []
+        for live in self.blocks_in(mint_ms, maxt_ms):
+            candidates = live.block.index.rows_of_hashes(self._registry.series_hash[wanted])
+            rows = candidates[candidates >= 0]
+            refs = live.refs(rows, self._registry)
+            parts.append(block_part(live, rows, refs, wanted, mint_ms, maxt_ms))
+        return [p for p in parts if len(p[0])]
+
+    # -- cutting
+
+    def begin_cut(self, border_ms: int, position: int) -> HeadCut:
+        """Fix what is older than the border (committer thread). Nothing leaves the head yet."""
+        slots, chunks, late = self.head.cut(border_ms)
+        self.cut_floor_ms = max(self.cut_floor_ms, border_ms)
+        return HeadCut(border_ms, position, self._ref_of.array[slots].copy(), chunks, late)
+
+    def write_cut(self, cut: HeadCut, span_ms: int) -> list[LiveBlock]:
+        """Write the blocks of a cut: one a span, read back and verified. Any thread."""
+        parts = [cut.chunks, encode_rows(cut.late.rows, cut.late.ts_ms, cut.late.bits)]
+        spans = np.concatenate([p.min_ms // span_ms for p in parts])
+        if not len(spans):
+            return []
+        distinct = np.unique(spans)
+        groups = [(s, s) for s in distinct.tolist()]
+        if len(groups) > SPANS_PER_CUT_MAX:
+            groups = [(int(distinct[0]), int(distinct[-1]))]
+        return [self._write_group(cut, parts, span_ms, first, last) for first, last in groups]
+
+    def _write_group(self, cut: HeadCut, parts: list[Chunks], span_ms: int, first: int, last: int) -> LiveBlock:
+        chosen = [(p.min_ms // span_ms >= first) & (p.min_ms // span_ms <= last) for p in parts]
+        used = np.unique(np.concatenate([p.rows[c] for p, c in zip(parts, chosen, strict=True)]))
+        renumber = np.full(len(cut.refs), -1, np.int32)
+        renumber[used] = np.arange(len(used), dtype=np.int32)
+        refs = cut.refs[used]
+        chunks = join_chunks([pick_chunks(p, c, renumber) for p, c in zip(parts, chosen, strict=True)])
+        arrays = StaticIndex.build(self._registry, refs)
+        # The key names span and log position, so a cut that is repeated after a crash makes the same object.
+        key = f"{self._prefix}/block-{first * span_ms}-{(last + 1) * span_ms}-{cut.position}"
+        meta = write_block(self._store, key, arrays, chunks)
+        return LiveBlock(Block(self._store, meta, self._registry.symbols), meta, refs)
+
+    def commit_cut(self, cut: HeadCut, blocks: Sequence[LiveBlock]) -> Manifest:
+        """Make the blocks live: the next manifest generation is the only commit. Any thread, one at a time."""
+        metas = sorted([*self.manifest.blocks, *(b.meta for b in blocks)], key=lambda m: (m.min_ms, m.key))
+        return self._manifests.commit(
+            replace(
+                self.manifest,
+                generation=self.manifest.generation + 1,
+                blocks=tuple(metas),
+                cut_ms=max(cut.border_ms, self.manifest.cut_ms),
+                next_position=max(cut.position + 1, self.manifest.next_position),
+            )
+        )
+
+    def publish(self, manifest: Manifest, blocks: Sequence[LiveBlock], border_ms: int | None) -> None:
+        """Show new blocks to readers, then let the head forget what they hold (committer thread)."""
+        alive = {m.key for m in manifest.blocks}
+        kept = [b for b in (*self.blocks, *blocks) if b.meta.key in alive]
+        self.blocks = tuple(sorted(kept, key=lambda b: (b.meta.min_ms, b.meta.key)))
+        self.manifest = manifest
+        if border_ms is not None:
+            self.head.drop(border_ms)
+
+    def drop_blocks_before(self, floor_ms: int) -> int:
+        """Retention: blocks wholly older than the floor leave the manifest first, then the store."""
+        expired = [m for m in self.manifest.blocks if m.max_ms < floor_ms]
+        if not expired:
+            return 0
+        gone = {m.key for m in expired}
+        kept = tuple(m for m in self.manifest.blocks if m.key not in gone)
+        next_manifest = replace(self.manifest, generation=self.manifest.generation + 1, blocks=kept)
+        self.publish(self._manifests.commit(next_manifest), (), None)
+        for meta in expired:
+            self._store.delete(meta.key)
+        return len(expired)
+
+
+def block_part(
+    live: LiveBlock,
+    rows: NDArray[np.int32],
+    refs: NDArray[np.uint32],
+    wanted: NDArray[np.uint32],
+    mint_ms: int,
+    maxt_ms: int,
+) -> Part:
+    """Chunks of some block rows, numbered by the place of their series in ``wanted`` (ascending refs)."""
+    order = np.argsort(refs, kind="stable")
+    chunks = live.block.chunks(rows[order], mint_ms, maxt_ms)
+    places = np.searchsorted(wanted, refs[order]).astype(np.int32)
+    return replace(chunks, rows=places[chunks.rows]), NO_LATE
+
+
+NO_LATE = LateSamples(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.uint64))

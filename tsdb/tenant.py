@@ -1,0 +1,373 @@
+"""One tenant: its series registry in front of its shards; what ingest writes to and the engine reads from."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tsdb.arena import Arena
+from tsdb.assemble import assemble
+from tsdb.batch import STATUS_REASON, AppendResult, SampleBatch
+from tsdb.blockstore import BlockStore
+from tsdb.disk import DiskGuard
+from tsdb.errors import CorruptionError, LimitError, Reason
+from tsdb.frame import LabelTable, SeriesFrame, Symbols
+from tsdb.index.registry import SeriesRegistry
+from tsdb.kernels.shard import NO_SLOT, scatter, unlogged
+from tsdb.limits import SelectLimits, SeriesLimits, TimeLimits
+from tsdb.matchers import Matcher
+from tsdb.shard import MIN_MS, LiveBlock, Part, Shard, block_part
+from tsdb.tally import Tally
+from tsdb.wal.log import LocalLog, Record
+from tsdb.wal.records import Kind, encode_metadata, encode_samples, encode_series
+
+METADATA_FAMILIES_MAX = 100_000
+"""Most metric families with metadata a tenant: ten times a large mesh, about 20 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a metric family is."""
+
+    type: str
+    help: str
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardBatch:
+    """The part of a batch that goes to one shard, with its encoded log record.
+
+    Attributes
+    ----------
+    index : (n,) int64        place of each sample in the whole batch
+    """
+
+    shard: Shard
+    refs: NDArray[np.uint32]
+    ts_ms: NDArray[np.int64]
+    bits: NDArray[np.uint64]
+    index: NDArray[np.int64]
+    body: bytes
+    max_ms: int
+
+
+class AppendOperation:
+    """A batch on its way through the log: dictionary and samples first, the heads after the sync."""
+
+    __slots__ = ("_parts", "_size", "_tenant")
+
+    def __init__(self, tenant: Tenant, parts: Sequence[ShardBatch], size: int) -> None:
+        self._tenant = tenant
+        self._parts = parts
+        self._size = size
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes the log will write for the samples; its queue is bounded by them."""
+        return sum(len(part.body) for part in self._parts)
+
+    def records(self, segment: int) -> list[Record]:
+        """What this segment needs: series it does not define yet, then the samples."""
+        out: list[Record] = []
+        for part in self._parts:
+            out.extend(self._tenant.series_records(part.shard.number, part.refs, segment))
+            out.append(Record(Kind.SAMPLES, self._tenant.name, part.shard.number, part.body, part.max_ms))
+        return out
+
+    def apply(self, position: int) -> AppendResult:
+        """Store the samples; what is refused follows from the order of the log alone."""
+        return self._tenant.apply(self._parts, self._size)
+
+
+class MetadataOperation:
+    """Metric families on their way through the log."""
+
+    __slots__ = ("_families", "_tenant")
+
+    def __init__(self, tenant: Tenant, families: Mapping[str, Metadata]) -> None:
+        self._tenant = tenant
+        self._families = families
+
+    @property
+    def n_bytes(self) -> int:
+        """About what the log will write."""
+        return sum(len(name) + len(m.help) + len(m.unit) + 16 for name, m in self._families.items())
+
+    def records(self, segment: int) -> list[Record]:
+        """The whole dictionary once a segment (each replays alone), after that what changed."""
+        families = self._tenant.metadata_to_log(self._families, segment)
+        rows = [(name, m.type, m.help, m.unit) for name, m in families.items()]
+        return [Record(Kind.METADATA, self._tenant.name, 0, encode_metadata(rows), MIN_MS)]
+
+    def apply(self, position: int) -> None:
+        """Keep the families."""
+        self._tenant.keep_metadata(self._families)
+
+
+class Tenant:
+    """All series of one tenant.
+
+    Implements ``query.storage.Storage``; every bound of a time range is inclusive and in milliseconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: BlockStore,
+        log: LocalLog,
+        shard_count: int,
+        series_limits: SeriesLimits,
+        time_limits: TimeLimits,
+        tally: Tally,
+        disk: DiskGuard,
+    ) -> None:
+        self.name = name
+        self.registry = SeriesRegistry(series_limits, tally)
+        self._log = log
+        self._tally = tally
+        self._disk = disk
+        self._time_limits = time_limits
+        # Rows of blocks that get a number when they are read come on top of the active series.
+        slots_max = 2 * series_limits.active_series_max
+        self._slot_of = Arena(np.uint32, slots_max)
+        self._slots_ready = 0
+        self._slots_lock = threading.Lock()
+        self._logged_in = [Arena(np.uint32, slots_max) for _ in range(shard_count)]
+        self.shards = tuple(
+            Shard(k, f"tenants/{name}/shard-{k}", store, self.registry, shard_count, series_limits.active_series_max)
+            for k in range(shard_count)
+        )
+        for shard in self.shards:
+            shard.use_slots(self._slot_of)
+        self._metadata: dict[str, Metadata] = {}
+        self._metadata_segment = -1
+        self.samples_appended = 0
+
+    # -- writing
+
+    def append(self, batch: SampleBatch) -> Future[AppendResult]:
+        """Log a batch, store it, say what became of each sample.
+
+        The future resolves after the records are on disk and the samples are readable.
+
+        Raises
+        ------
+        DiskFullError, OverloadedError, LogFailedError        nothing of the batch was kept
+        """
+        self._disk.check()
+        return self._log.submit(AppendOperation(self, self.split(batch), len(batch)))
+
+    def split(self, batch: SampleBatch) -> list[ShardBatch]:
+        """Cut a batch by shard and encode the log records; runs on the caller's thread, without the GIL."""
+        n = len(batch)
+        self._ready_slots()
+        if len(self.shards) == 1:
+            index = np.arange(n)
+            starts = np.array([0, n])
+            refs, ts_ms, bits = batch.refs, batch.ts_ms, batch.bits
+        else:
+            starts = np.empty(len(self.shards) + 1, np.int64)
+            refs, ts_ms, bits = np.empty(n, np.uint32), np.empty(n, np.int64), np.empty(n, np.uint64)
+            index = np.empty(n, np.int64)
+            mask = len(self.shards) - 1
+            scatter(
+                batch.refs, batch.ts_ms, batch.bits, self.registry.series_hash, mask, starts, refs, ts_ms, bits, index
+            )
+        parts = []
+        for shard, first, last in zip(self.shards, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+            if last > first:
+                r, t, b = refs[first:last], ts_ms[first:last], bits[first:last]
+                body = encode_samples(r, t, b)
+                parts.append(ShardBatch(shard, r, t, b, index[first:last], body, int(t.max())))
+        return parts
+
+    def _ready_slots(self) -> None:
+        """Mark the slots of new series as free (arena pages read as zero, which is a slot)."""
+        count = len(self.registry)
+        if count > self._slots_ready:
+            with self._slots_lock:
+                if count > self._slots_ready:
+                    self._slot_of.array[self._slots_ready : count] = NO_SLOT
+                    self._slots_ready = count
+
+    def series_records(self, shard: int, refs: NDArray[np.uint32], segment: int) -> list[Record]:
+        """The SERIES record of those series that a log segment does not define yet, if any."""
+        new = np.empty(len(refs), np.uint32)
+        found = unlogged(refs, segment + 1, self._logged_in[shard].array, new)
+        if not found:
+            return []
+        labels, offsets = self.registry.canonical(new[:found])
+        return [Record(Kind.SERIES, self.name, shard, encode_series(new[:found], labels, offsets), MIN_MS)]
+
+    def apply(self, parts: Iterable[ShardBatch], size: int) -> AppendResult:
+        """Store a logged batch and count what was refused (committer thread)."""
+        result = self.store(parts, size)
+        self._tally.add_all(result.rejected)
+        self.samples_appended += result.accepted
+        return result
+
+    def store(self, parts: Iterable[ShardBatch], size: int) -> AppendResult:
+        """Store samples in log order; replay takes this way too, so it decides the same."""
+        self._ready_slots()
+        status = np.zeros(size, np.uint8)
+        for part in parts:
+            decided = np.zeros(len(part.refs), np.uint8)
+            part.shard.append(part.refs, part.ts_ms, part.bits, decided, self._time_limits.out_of_order_window_ms)
+            if decided.any():
+                status[part.index] = decided
+        rejected: dict[Reason, int] = {}
+        if status.any():
+            for code, reason in STATUS_REASON.items():
+                count = int(np.count_nonzero(status == code))
+                if count:
+                    rejected[reason] = count
+        return AppendResult(size - sum(rejected.values()), rejected, status)
+
+    # -- reading
+
+    @property
+    def symbols(self) -> Symbols:
+        """Numbering of all label values of this tenant."""
+        return self.registry.symbols
+
+    @property
+    def newest_ms(self) -> int:
+        """Time of the newest sample; ``MIN_MS`` when there is none."""
+        return max(shard.newest_ms for shard in self.shards)
+
+    def select(self, matchers: Sequence[Matcher], mint_ms: int, maxt_ms: int, limits: SelectLimits) -> SeriesFrame:
+        """Samples of all series that satisfy every matcher, exact bits, strictly ascending in time.
+
+        Raises
+        ------
+        LimitError        more series or samples than ``limits`` allow
+        """
+        # The head is read before the list of blocks: one published in between is then seen twice, never missed.
+        refs = self.registry.find(matchers)
+        parts = self._head_parts(refs, mint_ms, maxt_ms)
+        warnings: list[str] = []
+        hits = self._block_rows(matchers, mint_ms, maxt_ms, warnings)
+        if hits:
+            wanted = np.unique(np.concatenate([refs, *(r for _, _, r in hits)]))
+            place = np.searchsorted(wanted, refs).astype(np.int32)
+            parts = [(replace(c, rows=place[c.rows]), replace(late, rows=place[late.rows])) for c, late in parts]
+            for live, rows, block_refs in hits:
+                try:
+                    parts.append(block_part(live, rows, block_refs, wanted, mint_ms, maxt_ms))
+                except CorruptionError as error:
+                    warnings.append(f"partial: {error}")
+            refs = wanted
+        self._check_limits(refs, parts, limits)
+        offsets, ts_ms, values = assemble(len(refs), parts, mint_ms, maxt_ms)
+        return SeriesFrame(self.registry.label_table(refs), offsets, ts_ms, values, tuple(warnings))
+
+    def _check_limits(self, refs: NDArray[np.uint32], parts: Sequence[Part], limits: SelectLimits) -> None:
+        if len(refs) > limits.series_max:
+            raise LimitError(
+                Reason.QUERY_LIMIT,
+                f"the selector matches {len(refs):,} series, the limit is {limits.series_max:,} (query.max_series)",
+            )
+        samples = sum(int(chunks.counts.sum()) + len(late) for chunks, late in parts)
+        if samples > limits.samples_max:
+            raise LimitError(
+                Reason.QUERY_LIMIT,
+                f"the selector reads {samples:,} samples, the limit is {limits.samples_max:,} (query.max_samples)",
+            )
+
+    def _by_shard(self, refs: NDArray[np.uint32]) -> Iterable[tuple[Shard, NDArray[np.uint32], NDArray[np.int32]]]:
+        """Split ascending series over the shards, each with the places of its series in ``refs``."""
+        if len(self.shards) == 1:
+            yield self.shards[0], refs, np.arange(len(refs), dtype=np.int32)
+            return
+        shard_of = self.registry.series_hash[refs] & np.uint64(len(self.shards) - 1)
+        for shard in self.shards:
+            places = np.flatnonzero(shard_of == shard.number)
+            if len(places):
+                yield shard, refs[places], places.astype(np.int32)
+
+    def _head_parts(self, refs: NDArray[np.uint32], mint_ms: int, maxt_ms: int) -> list[Part]:
+        if not len(refs):
+            return []
+        self._ready_slots()
+        return [shard.head_part(own, rows, mint_ms, maxt_ms) for shard, own, rows in self._by_shard(refs)]
+
+    def _block_rows(
+        self, matchers: Sequence[Matcher], mint_ms: int, maxt_ms: int, warnings: list[str]
+    ) -> list[tuple[LiveBlock, NDArray[np.int32], NDArray[np.uint32]]]:
+        """Matching rows of the blocks in range, oldest block first, with their series numbers."""
+        hits = []
+        for shard in self.shards:
+            if mint_ms < shard.cut_floor_ms:
+                warnings.extend(f"partial: {what}" for what in shard.damage)
+            for live in shard.blocks_in(mint_ms, maxt_ms):
+                try:
+                    rows = live.block.index.find(matchers)
+                    if len(rows):
+                        hits.append((live, rows, live.refs(rows, self.registry)))
+                except CorruptionError as error:
+                    warnings.append(f"partial: {error}")
+        return hits
+
+    def _refs_in_range(self, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int) -> NDArray[np.uint32]:
+        """Series of any selector whose head or block reaches into the range."""
+        found = []
+        for matchers in selectors or [()]:
+            refs = self.registry.find(matchers)
+            self._ready_slots()
+            for shard, own, _ in self._by_shard(refs):
+                found.append(own[shard.maybe_in_head(own, mint_ms, maxt_ms)])
+            found.extend(refs for _, _, refs in self._block_rows(matchers, mint_ms, maxt_ms, []))
+        return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint32)
+
+    def series(self, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int) -> LabelTable:
+        """Labels of the series of any selector that may have samples in the range, each once."""
+        return self.registry.label_table(self._refs_in_range(selectors, mint_ms, maxt_ms))
+
+    def label_names(self, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int) -> list[str]:
+        """Sorted label names of those series."""
+        return self.registry.label_names(self._refs_in_range(selectors, mint_ms, maxt_ms))
+
+    def label_values(self, name: str, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int) -> list[str]:
+        """Sorted values of one label of those series."""
+        return self.registry.label_values(name, self._refs_in_range(selectors, mint_ms, maxt_ms))
+
+    # -- metadata
+
+    def put_metadata(self, families: Iterable[tuple[str, str, str, str]]) -> Future[None] | None:
+        """Log and keep (family, type, help, unit) rows; None when nothing is new.
+
+        Families beyond the limit are refused and counted.
+        """
+        changed: dict[str, Metadata] = {}
+        for name, kind, text, unit in families:
+            entry = Metadata(kind, text, unit)
+            if self._metadata.get(name) == entry:
+                continue
+            if name not in self._metadata and len(self._metadata) + len(changed) >= METADATA_FAMILIES_MAX:
+                self._tally.add(Reason.METADATA_LIMIT)
+                continue
+            changed[name] = entry
+        if not changed:
+            return None
+        return self._log.submit(MetadataOperation(self, changed))
+
+    def metadata_to_log(self, changed: Mapping[str, Metadata], segment: int) -> Mapping[str, Metadata]:
+        """What a segment must hold: everything the first time, the changes afterwards."""
+        if segment == self._metadata_segment:
+            return changed
+        self._metadata_segment = segment
+        return {**self._metadata, **changed}
+
+    def keep_metadata(self, families: Mapping[str, Metadata]) -> None:
+        """Take over logged families."""
+        self._metadata.update(families)
+
+    def metadata(self) -> dict[str, Metadata]:
+        """Metric families by name."""
+        return dict(self._metadata)
