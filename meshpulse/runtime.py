@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
 import structlog
 
+from ingest.api import WriteApi
+from ingest.limits import WriteLimits
+from ingest.remote_write import RemoteWriteReceiver
+from meshpulse.asgi import App
 from meshpulse.config import Config, milliseconds
+from meshpulse.startup import Phase, Progress
+from meshpulse.warm import warm
+from query.api import QueryApi
+from query.engine.engine import Engine
 from query.limits import QueryLimits
-from tsdb.db import StoreConfig
+from tsdb.clock import Clock, SystemClock
+from tsdb.db import TSDB, StoreConfig, StoreStats
 from tsdb.limits import SeriesLimits, TimeLimits
+from tsdb.tally import Tally
+from tsdb.wal.log import LogStats
 
 log = structlog.get_logger(__name__)
 
