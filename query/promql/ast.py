@@ -125,7 +125,7 @@ class VectorMatching:
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    op: str  # + - * / % ^ atan2 == != < <= > >= and or unless
+    op: str  # + - * / % ^ atan2 == != < <= > >= </ >/ and or unless (</ and >/ trim native histograms)
     lhs: Expr
     rhs: Expr
     return_bool: bool = False
