@@ -91,7 +91,9 @@ class Labels:
             if not name:
                 raise RejectedError(Reason.EMPTY_LABEL_NAME, f"a label name of {self} is empty")
             _limit(Reason.LABEL_NAME_TOO_LONG, name_bytes, limits.label_name_bytes_max, "label_name_bytes_max", name)
-            _limit(Reason.LABEL_VALUE_TOO_LONG, value_bytes, limits.label_value_bytes_max, "label_value_bytes_max", name)
+            _limit(
+                Reason.LABEL_VALUE_TOO_LONG, value_bytes, limits.label_value_bytes_max, "label_value_bytes_max", name
+            )
             size += name_bytes + value_bytes
         _limit(Reason.TOO_MANY_LABELS, len(self.pairs), limits.labels_max, "labels_max", self.get(METRIC_NAME))
         _limit(Reason.SERIES_TOO_LONG, size, limits.series_bytes_max, "series_bytes_max", self.get(METRIC_NAME))
@@ -103,4 +105,4 @@ class Labels:
 
 def _limit(reason: Reason, got: int, limit: int, key: str, what: str) -> None:
     if got > limit:
-        raise LimitError(reason, f"{what[:100]!r}: {got}, the limit is {limit} (limits.{key})")
+        raise LimitError(reason, f"{what[:100]!r}: {got}, the limit is {limit} (limits.series.{key})")

@@ -130,7 +130,7 @@ class SeriesRegistry(SeriesIndex):
         ref = int(self._enter(canonical, offsets, np.zeros(1, np.int64), self._limits.active_series_max)[0])
         if ref < 0:
             limit = self._limits.active_series_max
-            raise LimitError(REJECT_CODES[-ref], f"the tenant has {limit:,} series (limits.active_series_max)")
+            raise LimitError(REJECT_CODES[-ref], f"the tenant has {limit:,} series (limits.series.active_series_max)")
         return ref
 
     def resolve_spans(
@@ -189,14 +189,16 @@ class SeriesRegistry(SeriesIndex):
         """
         refs = self._enter(canonical, offsets, np.zeros(len(offsets) - 1, np.int64), self._series_max)
         if len(refs) and int(refs.min()) < 0:
-            raise LimitError(Reason.SERIES_LIMIT, f"more than {self._series_max:,} series (limits.active_series_max)")
+            raise LimitError(
+                Reason.SERIES_LIMIT, f"more than {self._series_max:,} series (limits.series.active_series_max)"
+            )
         return refs.astype(np.uint32)
 
     def _enter(
         self, canonical: NDArray[np.uint8], offsets: NDArray[np.int64], refs: NDArray[np.int64], series_max: int
     ) -> NDArray[np.int64]:
         """Find or create series by canonical bytes; fills and returns ``refs`` (entries below 0 stay)."""
-        view = memoryview(canonical)
+        view = canonical.data
         digest = xxhash.xxh3_64_intdigest
         hashes = np.array([digest(view[a:b]) for a, b in pairwise(offsets.tolist())], np.uint64)
         done = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -76,8 +77,13 @@ class SymbolTable:
         raw = data.tobytes()
         if raw.isascii():
             whole = raw.decode("ascii")
-            return [whole[a:b] for a, b in zip(edges, edges[1:], strict=False)]
-        return [str(raw[a:b], "utf-8") for a, b in zip(edges, edges[1:], strict=False)]
+            return [whole[a:b] for a, b in pairwise(edges)]
+        return [str(raw[a:b], "utf-8") for a, b in pairwise(edges)]
+
+    def lengths(self, symbols: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """Bytes of each of many symbols."""
+        offsets = self._offsets.array
+        return np.subtract(offsets[symbols.astype(np.int64) + 1], offsets[symbols]).astype(np.int64)
 
     def gather(self, symbols: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Bytes of many symbols, one behind the other.

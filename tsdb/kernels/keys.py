@@ -55,18 +55,18 @@ else:
 
         return codegen
 
-    @intrinsic  # type: ignore[misc]  # numba is untyped
-    def load64(_typing: Any, buf: Any, at: Any) -> Any:
+    @intrinsic
+    def load64(_typing: Any, buf: Any, _at: Any) -> Any:
         """The 8 bytes at ``at`` as a little-endian uint64; the caller has checked the bounds."""
         return types.uint64(buf, types.int64), _load(64)
 
-    @intrinsic  # type: ignore[misc]
-    def load32(_typing: Any, buf: Any, at: Any) -> Any:
+    @intrinsic
+    def load32(_typing: Any, buf: Any, _at: Any) -> Any:
         """The 4 bytes at ``at`` as a uint64."""
         return types.uint64(buf, types.int64), _load(32)
 
-    @intrinsic  # type: ignore[misc]
-    def mum(_typing: Any, a: Any, b: Any) -> Any:
+    @intrinsic
+    def mum(_typing: Any, _a: Any, _b: Any) -> Any:
         """Upper xor lower half of the 128-bit product of two uint64."""
 
         def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -127,10 +127,10 @@ def hash_bytes(buf, start, end):
 def equal_bytes(a, a_off, b, b_off, n):
     """Whether ``a[a_off:a_off + n]`` and ``b[b_off:b_off + n]`` are the same bytes (offsets int64, both in bounds)."""
     if n < 8:
+        same = True
         for k in range(n):
-            if a[a_off + k] != b[b_off + k]:
-                return False
-        return True
+            same &= a[a_off + k] == b[b_off + k]
+        return same
     last = n - 8
     k = i64(0)
     while k < last:
