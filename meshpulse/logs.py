@@ -46,3 +46,4 @@ def configure_logs(level: Literal["debug", "info", "warning", "error"], style: L
         )
     )
     logging.basicConfig(level=number, handlers=[handler], force=True)
+    logging.getLogger("uvicorn").setLevel(max(number, logging.WARNING))  # our own events say the same better
