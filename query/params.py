@@ -12,6 +12,7 @@ from email.parser import BytesParser
 from email.policy import HTTP
 from urllib.parse import parse_qsl, unquote_to_bytes
 
+from query.errors import BadDataError
 from query.promql.literals import parse_duration, quote, round_half_away, seconds_to_ms
 
 MIN_TIME_MS = -((1 << 63) // 1000 - 62_135_596_801) * 1000
@@ -28,8 +29,8 @@ _ESCAPE = re.compile(r"_(?:(_)|([0-9a-fA-F]{1,6})_)|_")
 _DURATION_MS_MAX = ((1 << 63) - 1) // 1_000_000  # what int64 nanoseconds hold
 
 
-class ParamError(Exception):
-    """A parameter that cannot be understood; ``str()`` is the API's ``error`` text."""
+class ParamError(BadDataError):
+    """A parameter that cannot be understood."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(f'invalid parameter "{name}": {message}')
@@ -203,13 +204,13 @@ def number_param(params: Params, name: str) -> int:
 
     Raises
     ------
-    ValueError        with the words of the API
+    BadDataError
     """
     text = params.get(name)
     if not text:
         return -1
     if not _INTEGER.fullmatch(text):
-        raise ValueError(f"{name} must be a number")
+        raise BadDataError(f"{name} must be a number")
     return int(text)
 
 
@@ -239,10 +240,10 @@ def path_label_name(raw_path: bytes, prefix: str, suffix: str) -> str:
 
     Raises
     ------
-    ValueError        with the words of the API: empty, or not UTF-8
+    BadDataError      empty, or not UTF-8
     """
     raw = unquote_to_bytes(raw_path).removeprefix(prefix.encode()).removesuffix(suffix.encode())
     name = unescape_name(raw.decode("utf-8", "surrogateescape"))
     if not name or any("\udc80" <= char <= "\udcff" for char in name):
-        raise ValueError(f"invalid label name: {quote(name)}")
+        raise BadDataError(f"invalid label name: {quote(name)}")
     return name

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from query.errors import BadDataError
 from query.params import (
     MAX_TIME_MS,
     MIN_TIME_MS,
@@ -103,7 +104,7 @@ def test_words_of_the_errors() -> None:
     with pytest.raises(ParamError) as error:
         limit_param(Params([("limit", "ten")]))
     assert str(error.value) == 'invalid parameter "limit": strconv.Atoi: parsing "ten": invalid syntax'
-    with pytest.raises(ValueError, match=r"^limit must be a number$"):
+    with pytest.raises(BadDataError, match=r"^limit must be a number$"):
         number_param(Params([("limit", "x")]), "limit")
 
 
@@ -180,7 +181,7 @@ def test_label_name_of_a_path() -> None:
     assert name_of(b"/api/v1/label/job/values") == "job"
     assert name_of(b"/api/v1/label/a%2Fb/values") == "a/b"
     assert name_of(b"/api/v1/label/%C3%A9/values") == "é"
-    with pytest.raises(ValueError, match=r'^invalid label name: ""$'):
+    with pytest.raises(BadDataError, match=r'^invalid label name: ""$'):
         name_of(b"/api/v1/label//values")
-    with pytest.raises(ValueError, match=r'^invalid label name: "\\xff"$'):
+    with pytest.raises(BadDataError, match=r'^invalid label name: "\\xff"$'):
         name_of(b"/api/v1/label/%FF/values")

@@ -1,0 +1,315 @@
+"""The read endpoints without HTTP: a request in, the bytes of its answer out.
+
+Statuses, headers and threads are those of :mod:`query.api`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from query.empty import EmptyStorage
+from query.engine.engine import Engine
+from query.errors import BadDataError, UnsupportedError
+from query.json_out import TRUNCATED, query_answer, series_answer, success
+from query.limits import STEPS_MAX
+from query.params import (
+    MAX_TIME_MS,
+    MIN_TIME_MS,
+    ParamError,
+    Params,
+    limit_param,
+    number_param,
+    parse_step,
+    path_label_name,
+    required_time_param,
+    step_param,
+    time_param,
+)
+from query.promql.parser import ParseError, parse, parse_selector
+from query.promql.printer import to_text
+from query.result import QueryResult, QueryStats
+from query.storage import Storage
+from tsdb.clock import Clock
+from tsdb.matchers import Matcher
+
+Body = bytes | Iterator[bytes]
+"""An answer: the whole of it, or its pieces (at least one)."""
+
+PREFIX = "/api/v1/"
+LABEL_PREFIX, LABEL_SUFFIX = f"{PREFIX}label/", "/values"
+
+
+class FamilyMetadata(Protocol):
+    """What a metric family is."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def help(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Providers:
+    """Where answers come from that are not queries. All of them may be called from worker threads.
+
+    Attributes
+    ----------
+    build_info : of ``status/buildinfo``; ``version`` is a compatibility number >= 2.24.0. Never a ``features`` key:
+        Grafana would take us for Mimir
+    status_tsdb : (tenant, most rows of each list) -> data of ``status/tsdb``
+    metadata : tenant -> metric family -> what it is; empty for an unknown tenant
+    targets : data of ``targets``
+    status : further pages of ``status/``, e.g. ``runtimeinfo``, by name
+    """
+
+    build_info: Mapping[str, str]
+    status_tsdb: Callable[[str, int], Mapping[str, Any]]
+    metadata: Callable[[str], Mapping[str, FamilyMetadata]] = lambda _tenant: {}
+    targets: Callable[[], Mapping[str, list[Any]]] = lambda: {"activeTargets": [], "droppedTargets": []}
+    status: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One read request.
+
+    Attributes
+    ----------
+    raw_path : as it came, percent-encoded
+    params : Params
+    tenant : whose data it reads
+    on_stats : told what a query cost
+    """
+
+    raw_path: bytes
+    params: Params
+    tenant: str
+    on_stats: Callable[[QueryStats], None]
+
+
+class Endpoints:
+    """What each endpoint answers. Every method may raise :class:`query.errors.QueryError` and the store's errors.
+
+    Parameters
+    ----------
+    engine : evaluates queries
+    storage_for : tenant -> its store, None when there is none (a read never creates one)
+    providers : everything that is not a query
+    clock : what "now" is
+    """
+
+    def __init__(
+        self, engine: Engine, storage_for: Callable[[str], Storage | None], providers: Providers, clock: Clock
+    ) -> None:
+        self._engine = engine
+        self._storage_for = storage_for
+        self._providers = providers
+        self._clock = clock
+
+    def _storage(self, request: Request) -> Storage:
+        storage = self._storage_for(request.tenant)
+        return EmptyStorage() if storage is None else storage
+
+    def query(self, request: Request) -> Body:
+        """Value of an expression at one time."""
+        params = request.params
+        limit = limit_param(params)
+        time_ms = time_param(params, "time", self._clock.now_ms())
+        timeout_s, lookback_ms = _query_options(params)
+        with _blamed_on_query():
+            result = self._engine.instant(
+                self._storage(request), params.get("query"), time_ms, timeout_s=timeout_s, lookback_ms=lookback_ms
+            )
+        return self._query_answer(request, result, limit)
+
+    def query_range(self, request: Request) -> Body:
+        """Values of an expression at every step of a range."""
+        params = request.params
+        limit = limit_param(params)
+        start_ms = required_time_param(params, "start")
+        end_ms = required_time_param(params, "end")
+        if end_ms < start_ms:
+            raise ParamError("end", "end timestamp must not be before start time")
+        step_ms = step_param(params, "step")
+        if step_ms <= 0:
+            raise ParamError(
+                "step", "zero or negative query resolution step widths are not accepted. Try a positive integer"
+            )
+        if (end_ms - start_ms) // step_ms > STEPS_MAX:
+            raise BadDataError(
+                "exceeded maximum resolution of 11,000 points per timeseries. "
+                "Try decreasing the query resolution (?step=XX)"
+            )
+        timeout_s, lookback_ms = _query_options(params)
+        with _blamed_on_query():
+            result = self._engine.range(
+                self._storage(request),
+                params.get("query"),
+                start_ms,
+                end_ms,
+                step_ms,
+                timeout_s=timeout_s,
+                lookback_ms=lookback_ms,
+            )
+        return self._query_answer(request, result, limit)
+
+    def _query_answer(self, request: Request, result: QueryResult, limit: int) -> Body:
+        request.on_stats(result.stats)
+        return query_answer(result, limit=limit, stats=bool(request.params.get("stats")))
+
+    def query_exemplars(self, request: Request) -> Body:
+        """Exemplars of the selected series: none are kept."""
+        start_ms, end_ms = _time_range(request.params)
+        if end_ms < start_ms:
+            raise BadDataError("end timestamp must not be before start timestamp")
+        parse(request.params.get("query"))
+        return success([])
+
+    def format_query(self, request: Request) -> Body:
+        """The canonical text of an expression."""
+        with _blamed_on_query():
+            return success(to_text(parse(request.params.get("query"))))
+
+    # Series and their labels
+
+    def labels(self, request: Request) -> Body:
+        """Label names, sorted."""
+        limit = limit_param(request.params)
+        start_ms, end_ms = _time_range(request.params)
+        selectors = _selectors(request.params)
+        names = self._storage(request).label_names(selectors, start_ms, end_ms) if start_ms <= end_ms else []
+        return _limited(names, limit)
+
+    def label_values(self, request: Request) -> Body:
+        """Values of one label, sorted; an unknown label has none."""
+        name = path_label_name(request.raw_path, LABEL_PREFIX, LABEL_SUFFIX)
+        limit = limit_param(request.params)
+        start_ms, end_ms = _time_range(request.params)
+        selectors = _selectors(request.params)
+        storage = self._storage(request)
+        values = storage.label_values(name, selectors, start_ms, end_ms) if start_ms <= end_ms else []
+        return _limited(values, limit)
+
+    def series(self, request: Request) -> Body:
+        """Label sets of the selected series."""
+        params = request.params
+        if not any(params.all("match[]")):
+            raise BadDataError("no match[] parameter provided")
+        limit = limit_param(params)
+        start_ms, end_ms = _time_range(params)
+        try:
+            selectors = _selectors(params)
+        except BadDataError as error:
+            raise ParamError("match[]", str(error)) from None
+        storage: Storage = self._storage(request) if start_ms <= end_ms else EmptyStorage()
+        return series_answer(storage.series(selectors, start_ms, end_ms), limit=limit)
+
+    def metadata(self, request: Request) -> Body:
+        """What is known about metric families."""
+        params = request.params
+        limit = number_param(params, "limit")
+        number_param(params, "limit_per_metric")  # we keep one description of a metric
+        families = self._providers.metadata(request.tenant)
+        metric = params.get("metric")
+        if metric:
+            families = {metric: families[metric]} if metric in families else {}
+        rows = itertools.islice(families.items(), limit if limit >= 0 else None)
+        return success({name: [{"type": m.type, "help": m.help, "unit": m.unit}] for name, m in rows})
+
+    # What runs here
+
+    def build_info(self, _request: Request) -> Body:
+        """Which Prometheus we are compatible with, and who we are."""
+        return success(self._providers.build_info)
+
+    def status_tsdb(self, request: Request) -> Body:
+        """Cardinality: which names, labels and pairs make up the series."""
+        text = request.params.get("limit")
+        if text and not (text.isdecimal() and int(text) > 0):
+            raise BadDataError("limit must be a positive number")
+        return success(self._providers.status_tsdb(request.tenant, int(text or 10)))
+
+    def targets(self, request: Request) -> Body:
+        """What is scraped."""
+        state = request.params.get("state").lower()
+        found = self._providers.targets()
+        return success(
+            {
+                "activeTargets": found["activeTargets"] if state in ("", "any", "active") else [],
+                "droppedTargets": found["droppedTargets"] if state in ("", "any", "dropped") else [],
+            }
+        )
+
+    @staticmethod
+    def rules(request: Request) -> Body:
+        """Recording and alerting rules: none are evaluated."""
+        kind = request.params.get("type").lower()
+        if kind not in ("", "alert", "record"):
+            raise ParamError("type", f'not supported value "{kind}"')
+        return success({"groups": []})
+
+    @staticmethod
+    def alertmanagers(_request: Request) -> Body:
+        """Alertmanagers: none are told."""
+        return success({"activeAlertmanagers": [], "droppedAlertmanagers": []})
+
+    @staticmethod
+    def alerts(_request: Request) -> Body:
+        """No rules, no alerts."""
+        return success({"alerts": []})
+
+    @staticmethod
+    def targets_metadata(_request: Request) -> Body:
+        """Metadata is kept by metric, not by target."""
+        return success([])
+
+    def status_page(self, name: str, _request: Request) -> Body:
+        """One of the further pages of ``status/``."""
+        return success(self._providers.status[name]())
+
+
+@contextmanager
+def _blamed_on_query() -> Iterator[None]:
+    """Says of an expression that is refused that it was the parameter ``query``."""
+    try:
+        yield
+    except (ParseError, UnsupportedError) as error:
+        raise ParamError("query", str(error)) from None
+
+
+def _query_options(params: Params) -> tuple[float | None, int | None]:
+    """Timeout in seconds and lookback of one request; None = as configured."""
+    timeout_s = step_param(params, "timeout") / 1000 if params.get("timeout") else None
+    lookback = params.get("lookback_delta")
+    if not lookback:
+        return timeout_s, None
+    try:
+        lookback_ms = parse_step(lookback)
+    except ValueError as error:
+        raise BadDataError(f"error parsing lookback delta duration: {error}") from None
+    return timeout_s, lookback_ms if lookback_ms > 0 else None
+
+
+def _time_range(params: Params) -> tuple[int, int]:
+    return time_param(params, "start", MIN_TIME_MS), time_param(params, "end", MAX_TIME_MS)
+
+
+def _selectors(params: Params) -> list[tuple[Matcher, ...]]:
+    """The selectors of ``match[]``; an empty one is as good as none."""
+    selectors = [parse_selector(text) for text in params.all("match[]") if text]
+    for matchers in selectors:
+        if all(matcher.matches_empty for matcher in matchers):
+            raise BadDataError("match[] must contain at least one non-empty matcher")
+    return selectors
+
+
+def _limited(texts: list[str], limit: int) -> bytes:
+    if 0 < limit < len(texts):
+        return success(texts[:limit], (TRUNCATED,))
+    return success(texts)
