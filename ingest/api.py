@@ -103,7 +103,7 @@ class WriteApi:
         except UnavailableError as error:
             self._tally.add(error.reason)
             await self._answer(send, 503, f"{error}\n", [(b"retry-after", str(error.retry_after_s).encode())])
-        except _Disconnected:
+        except _DisconnectedError:
             return
         except Exception:
             log.exception("write request failed")
@@ -130,7 +130,9 @@ class WriteApi:
         if message_of(content_type.decode("latin-1")) == V2_MESSAGE:
             raise RejectedError(Reason.UNSUPPORTED_TYPE, "remote-write 2.0 is not supported, send 1.0")
         if encoding.strip().lower() not in (b"", b"snappy"):
-            raise RejectedError(Reason.UNSUPPORTED_TYPE, f"unsupported content encoding {encoding[:100]!r}, send snappy")
+            raise RejectedError(
+                Reason.UNSUPPORTED_TYPE, f"unsupported content encoding {encoding[:100]!r}, send snappy"
+            )
         if self._requests > self._limits.requests_max:
             raise OverloadedError(f"{self._limits.requests_max} writes are already on their way")
         parts: list[bytes] = []
@@ -154,7 +156,7 @@ class WriteApi:
                 raise OverloadedError("the bodies of the writes on their way fill their memory")
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise _Disconnected
+                raise _DisconnectedError
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             self._inflight_bytes += len(parts[-1])
@@ -213,7 +215,7 @@ class WriteApi:
         await send({"type": "http.response.body", "body": body})
 
 
-class _Disconnected(Exception):
+class _DisconnectedError(Exception):
     """The sender went away before its request was complete."""
 
 

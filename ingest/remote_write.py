@@ -190,7 +190,7 @@ class RemoteWriteReceiver:
         if size + PAD_BYTES > len(scratch.raw):
             scratch.raw = np.zeros(min(2 * size, limit) + PAD_BYTES, np.uint8)
         try:
-            cramjam.snappy.decompress_raw_into(body, scratch.raw)
+            cramjam.snappy.decompress_raw_into(body, scratch.raw.data)
         except cramjam.DecompressionError as error:
             raise RejectedError(Reason.MALFORMED, str(error)) from None
         return size
@@ -223,13 +223,13 @@ class RemoteWriteReceiver:
         entries = []
         for begin, end in scratch.metadata[:count].tolist():
             found: dict[int, int | bytes] = dict(fields(scratch.raw[begin:end].tobytes()))
-            kind = found.get(1, 0)
+            kind = found.get(1)
             texts = [
                 value.decode("utf-8", "replace") if isinstance(value := found.get(number, b""), bytes) else ""
                 for number in (2, 4, 5)
             ]
-            known = isinstance(kind, int) and kind < len(_METADATA_TYPES)
-            entries.append(Metadata(texts[0], _METADATA_TYPES[kind if known else 0], texts[1], texts[2]))
+            number = kind if isinstance(kind, int) and kind < len(_METADATA_TYPES) else 0
+            entries.append(Metadata(texts[0], _METADATA_TYPES[number], texts[1], texts[2]))
         return entries
 
     def _hand_over(

@@ -74,7 +74,7 @@ def next_field(buf, pos, end):
             length, pos = read_varint(buf, pos, end)
             if pos >= 0:
                 pos = i64(-1) if length > u64(end - pos) else i64(pos + i64(length))
-        elif inner == WIRE_FIXED64 or inner == WIRE_FIXED32:
+        elif inner in (WIRE_FIXED64, WIRE_FIXED32):
             width = 8 if inner == WIRE_FIXED64 else 4
             pos = i64(-1) if end - pos < width else i64(pos + width)
         else:

@@ -71,7 +71,7 @@ def mesh_series(count: int) -> list[dict[str, str]]:
                 "cluster": f"prod-eu-west-{service % 3}",
                 "container": "istio-proxy",
                 "endpoint": "http-envoy-prom",
-                "envoy_cluster_name": f"outbound|8080||service-{service:03d}.namespace-{service % 12}.svc.cluster.local",
+                "envoy_cluster_name": f"outbound|8080||service-{service:03d}.ns-{service % 12}.svc.cluster.local",
                 "instance": f"10.{pod >> 16 & 255}.{pod >> 8 & 255}.{pod & 255}:15090",
                 "job": "envoy-stats-monitor",
                 "le": f"{i % 10}",

@@ -35,9 +35,7 @@ class Walker:
             refs, ts_ms, bits = np.empty(room, np.uint32), np.empty(room, np.int64), np.empty(room, np.uint64)
             misses = np.empty((room, kernels.MISS_COLUMNS), np.int64)
             entries = np.empty((room, 2), np.int64)
-            count = kernels.parse_write(
-                raw, len(body), *self.table.arrays(), refs, ts_ms, bits, misses, entries, facts
-            )
+            count = kernels.parse_write(raw, len(body), *self.table.arrays(), refs, ts_ms, bits, misses, entries, facts)
             if count != kernels.FULL:
                 break
             room *= 2
@@ -184,7 +182,9 @@ def test_broken_bodies_get_the_twins_verdict(body: bytes, data: st.DataObject) -
     for _ in range(data.draw(st.integers(1, 4))):
         if broken:
             at = data.draw(st.integers(0, len(broken) - 1))
-            broken[at] = data.draw(st.sampled_from([0, 0x7F, 0x80, 0xFF, broken[at] ^ 1, broken[at] ^ 0x80, 0x0A, 0x12]))
+            broken[at] = data.draw(
+                st.sampled_from([0, 0x7F, 0x80, 0xFF, broken[at] ^ 1, broken[at] ^ 0x80, 0x0A, 0x12])
+            )
     check(walker, bytes(broken))
 
 
