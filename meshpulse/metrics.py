@@ -10,7 +10,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from ingest.api import WriteApi
 from meshpulse import version
+from query.api import QUERY_BUCKETS_S, ApiStats
 from tsdb.errors import Reason
 from tsdb.wal.log import SYNC_BUCKETS_S
 
@@ -60,7 +62,9 @@ class _Ours(Collector):
             return
         yield from self._store()
         yield from self._log()
-        yield from self._queries()
+        yield from self._writes(runtime.parts.write_api)
+        yield from self._queries(runtime.parts.query_api.stats)
+        yield self._responses(runtime.parts.write_api, runtime.parts.query_api.stats)
 
     def _store(self) -> Iterator[Metric]:
         stats = self._runtime.store_stats()
@@ -94,8 +98,30 @@ class _Ours(Collector):
         yield _gauge("wal_queued_bytes", "Bytes that wait for the disk", stats.queued_bytes)
         yield _gauge("wal_failed", "1 while the log refuses writes after a failure", float(stats.failed))
 
-    def _queries(self) -> Iterator[Metric]:
-        return iter(())
+    def _writes(self, api: WriteApi) -> Iterator[Metric]:
+        yield _counter("received_bytes", "Bytes of pushed bodies as they arrived", api.body_bytes)
+        yield _counter("received_samples", "Samples of pushed bodies that were accepted", api.samples_accepted)
+
+    def _queries(self, stats: ApiStats) -> Iterator[Metric]:
+        yield _histogram(
+            "query_seconds",
+            "Wall seconds from reading a query to the first piece of its answer",
+            QUERY_BUCKETS_S,
+            stats.query_seconds,
+            stats.query_seconds_sum,
+        )
+        yield _counter("query_samples", "Samples that queries read from the store", stats.query_samples)
+        yield _gauge("requests_in_flight", "Read requests being answered", stats.in_flight)
+
+    def _responses(self, writes: WriteApi, reads: ApiStats) -> Metric:
+        family = CounterMetricFamily(
+            "meshpulse_http_responses", "Answers of the hot routes; 499 = the client had gone", labels=["path", "code"]
+        )
+        for status, count in sorted(writes.responses.items()):
+            family.add_metric(["/api/v1/write", str(status)], count)
+        for (path, status), count in sorted(reads.responses.items()):
+            family.add_metric([path, str(status)], count)
+        return family
 
 
 def create_registry(runtime: Runtime) -> CollectorRegistry:

@@ -1,19 +1,13 @@
-"""What is asked seldom: readiness, metrics, status; FastAPI with its OpenAPI, errors in Prometheus' words."""
+"""What is asked seldom: readiness, metrics, the home page; FastAPI with its OpenAPI, errors in Prometheus' words."""
 
 from __future__ import annotations
 
 import html
-import os
 import platform
-import socket
-import threading
-import time
 from datetime import UTC, datetime
-from typing import Any
 
-import yaml
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
@@ -22,10 +16,6 @@ from meshpulse.metrics import create_registry
 from meshpulse.runtime import Runtime
 
 _GET = ["GET", "HEAD"]
-
-
-def _success(data: Any) -> JSONResponse:
-    return JSONResponse({"status": "success", "data": data})
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:
@@ -51,7 +41,7 @@ def create_pages(runtime: Runtime) -> FastAPI:
     )
     progress = runtime.progress
     registry = create_registry(runtime)
-    begin = time.time()
+    begin = datetime.now(UTC)
 
     @app.api_route("/-/healthy", methods=_GET, response_class=PlainTextResponse)
     async def healthy() -> str:
@@ -84,58 +74,6 @@ def create_pages(runtime: Runtime) -> FastAPI:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(registry), headers={"content-type": content_type})
 
-    @app.get("/api/v1/status/runtimeinfo")
-    def runtime_info() -> JSONResponse:
-        """Facts about the process, in the slots that Prometheus' clients know."""
-        stats = runtime.store_stats()
-        retention = runtime.config.storage.retention
-        return _success(
-            {
-                "startTime": datetime.fromtimestamp(begin, UTC).isoformat().replace("+00:00", "Z"),
-                "CWD": os.getcwd(),
-                "hostname": socket.gethostname(),
-                "serverTime": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
-                "reloadConfigSuccess": True,
-                "lastConfigTime": datetime.fromtimestamp(begin, UTC).isoformat().replace("+00:00", "Z"),
-                "corruptionCount": stats.damage if stats else 0,
-                "goroutineCount": threading.active_count(),
-                "GOMAXPROCS": os.cpu_count(),
-                "GOMEMLIMIT": 0,
-                "GOGC": "",
-                "GODEBUG": "",
-                "storageRetention": f"{retention.total_seconds() / 86_400:g}d",
-            }
-        )
-
-    @app.get("/api/v1/status/flags")
-    async def flags() -> JSONResponse:
-        """The flags that clients look for."""
-        config = runtime.config
-        return _success(
-            {
-                "web.listen-address": config.server.listen,
-                "storage.tsdb.path": str(config.storage.path),
-                "storage.tsdb.retention.time": f"{config.storage.retention.total_seconds() / 86_400:g}d",
-                "query.lookback-delta": f"{config.query.lookback_delta.total_seconds():g}s",
-                "query.timeout": f"{config.query.timeout.total_seconds():g}s",
-                "query.max-samples": str(config.limits.query.samples_max),
-                "query.max-concurrency": str(config.query.max_concurrency),
-                "log.level": config.log.level,
-                "log.format": config.log.format,
-            }
-        )
-
-    @app.get("/api/v1/status/config")
-    async def config_page() -> JSONResponse:
-        """The configuration in force, defaults included."""
-        data = runtime.config.model_dump(mode="json", by_alias=True)
-        return _success({"yaml": yaml.safe_dump(data, sort_keys=False)})
-
-    @app.get("/api/v1/status/walreplay")
-    async def wal_replay() -> JSONResponse:
-        """Prometheus' replay counters; ours is over when this can be asked."""
-        return _success({"min": 0, "max": 0, "current": 0})
-
     @app.api_route("/", methods=_GET, response_class=HTMLResponse)
     def home() -> str:
         """A page for a person, and the connection test of clients."""
@@ -143,7 +81,7 @@ def create_pages(runtime: Runtime) -> FastAPI:
         rows = {
             "version": f"{version()} (Python {platform.python_version()})",
             "state": progress.describe(),
-            "up since": datetime.fromtimestamp(begin, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+            "up since": f"{begin:%Y-%m-%d %H:%M:%S} UTC",
         }
         if stats:
             rows |= {

@@ -16,14 +16,17 @@ from ingest.remote_write import RemoteWriteReceiver
 from meshpulse.asgi import App
 from meshpulse.config import Config, milliseconds
 from meshpulse.startup import Phase, Progress
+from meshpulse.status import Status
 from meshpulse.warm import warm
 from query.api import QueryApi
+from query.endpoints import PREFIX, Providers
 from query.engine.engine import Engine
 from query.limits import QueryLimits
 from tsdb.clock import Clock, SystemClock
 from tsdb.db import TSDB, StoreConfig, StoreStats
 from tsdb.limits import SeriesLimits, TimeLimits
 from tsdb.tally import Tally
+from tsdb.tenant import Metadata
 from tsdb.wal.log import LogStats
 
 log = structlog.get_logger(__name__)
@@ -125,19 +128,28 @@ class Runtime:
         parse_threads = ThreadPoolExecutor(cores, "ingest")
         query_threads = ThreadPoolExecutor(self.config.query.max_concurrency, "query")
         receiver = RemoteWriteReceiver(self._clock, self.tally, write_limits(self.config), time_limits(self.config))
-        engine = Engine(query_limits(self.config), self._clock)
+        engine = Engine(query_limits(self.config))
         self.parts = Parts(
             db=db,
             engine=engine,
             write_api=WriteApi(db, receiver, parse_threads, self.tally, write_limits(self.config)),
-            query_api=QueryApi(db, engine, query_threads),
+            query_api=QueryApi(engine, db.find, query_threads, self._providers(db), self._clock),
             executors=(parse_threads, query_threads),
         )
+
+    def _providers(self, db: TSDB) -> Providers:
+        status = Status(self.config, db)
+
+        def metadata(tenant: str) -> Mapping[str, Metadata]:
+            known = db.find(tenant)
+            return known.metadata() if known else {}
+
+        return Providers(status.build_info(), status.cardinality, metadata, status=status.pages())
 
     def routes(self) -> tuple[Mapping[str, App], Mapping[str, App]]:
         """The hot routes: by exact path, and by prefix."""
         assert self.parts is not None
-        return {"/api/v1/write": self.parts.write_api}, {"/api/v1/": self.parts.query_api}
+        return {"/api/v1/write": self.parts.write_api}, {PREFIX: self.parts.query_api}
 
     def start_scraping(self) -> None:
         """Begin the scrape loops; called on the event loop."""
@@ -150,6 +162,7 @@ class Runtime:
         if self.parts is not None:
             for executor in self.parts.executors:
                 executor.shutdown()
+            self.parts.engine.close()
             self.parts.db.close()
 
     def store_stats(self) -> StoreStats | None:

@@ -70,6 +70,22 @@ def test_metrics_count(server: Server) -> None:
     assert server.metric('meshpulse_rejected_total{reason="duplicate_timestamp"}') >= 1
 
 
+@pytest.mark.parametrize("page", ["runtimeinfo", "flags", "config", "walreplay", "buildinfo", "tsdb"])
+def test_status_pages(server: Server, page: str) -> None:
+    reply = server.get(f"/api/v1/status/{page}")
+    assert reply.status == 200
+    assert reply.json()["status"] == "success"
+
+
+def test_cardinality(server: Server) -> None:
+    now = time.time_ns() // 1_000_000
+    samples = [({"__name__": "e2e_many", "i": str(i)}, [(now, float(i))]) for i in range(200)]
+    assert server.write(write_body(samples)).status == 204
+    data = server.get("/api/v1/status/tsdb", limit=1).json()["data"]
+    assert data["seriesCountByMetricName"] == [{"name": "e2e_many", "value": 200}]
+    assert data["headStats"]["numSeries"] >= 200
+
+
 def test_home_page_and_openapi(server: Server) -> None:
     assert b"<h1>meshpulse</h1>" in server.get("/").body
     assert server.get("/openapi.json").json()["info"]["title"] == "meshpulse"

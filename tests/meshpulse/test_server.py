@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,14 +162,6 @@ def test_metrics_speak_openmetrics_when_asked(gateway: Gateway) -> None:
     assert reply.headers["content-type"].startswith("application/openmetrics-text")
     assert reply.body.endswith(b"# EOF\n")
     assert call(gateway, "GET", "/metrics").headers["content-type"].startswith("text/plain; version=")
-
-
-@pytest.mark.parametrize("page", ["runtimeinfo", "flags", "config", "walreplay"])
-def test_status_pages(gateway: Gateway, progress: Progress, page: str) -> None:
-    progress.enter(Phase.READY)
-    reply = json.loads(call(gateway, "GET", f"/api/v1/status/{page}").body)
-    assert reply["status"] == "success"
-    assert isinstance(reply["data"], dict)
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", ":0", "192.0.2.1:0"])

