@@ -103,7 +103,12 @@ class FolderStore:
         finally:
             with contextlib.suppress(OSError):
                 self._files.remove(temporary)
-        self._files.sync_folder(path.parent)
+        try:
+            self._files.sync_folder(path.parent)
+        except OSError:
+            with contextlib.suppress(OSError):  # it may not outlive a power cut, so it was not created
+                self._files.remove(path)
+            raise
         return size
 
     def open(self, key: str) -> memoryview:

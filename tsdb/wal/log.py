@@ -107,7 +107,7 @@ class LocalLog:
     ----------
     folder : of the segments; the caller holds the data folder's lock
     sync, interval_ms : when writes are acknowledged
-    segment_bytes : size at which the next segment is begun
+    segment_bytes : size of a segment file; at seven eighths of it the next is begun
     queue_bytes_max, queue_ops_max : more than this is refused with OverloadedError
     guard : refuses submissions when the disk is nearly full
     quarantine : where damaged bytes go, default ``folder/quarantine``
@@ -131,6 +131,8 @@ class LocalLog:
     ) -> None:
         self._files = files or Files()
         self._folder = SegmentFolder(folder, segment_bytes, self._files)
+        # A group still fits behind it, so that no write grows the file and meets ENOSPC.
+        self._roll_bytes = segment_bytes - min(GROUP_BYTES_MAX, segment_bytes // 8)
         self._sync_mode = SyncMode(sync)
         self._interval_s = interval_ms / 1000
         self._queue_bytes_max = queue_bytes_max
@@ -328,7 +330,7 @@ class LocalLog:
         done: list[tuple[Entry, int]] = []
         for attempt in (1, 2):  # R7: a segment that failed once is dead, a new one gets one chance
             try:
-                if self._segment is None or self._segment.offset >= self._folder.segment_bytes:
+                if self._segment is None or self._segment.offset >= self._roll_bytes:
                     self._roll()
                 done = self._write(group)
                 break

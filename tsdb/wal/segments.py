@@ -153,7 +153,7 @@ class SegmentFolder:
                 keep = len(self._spares) + len(spares) < SPARES_MAX
                 self._spares_made += keep
                 spare = self.path / f"spare-{self._spares_made}.tmp"
-            if keep and segment.path.exists() and segment.path.stat().st_size == self.segment_bytes:
+            if keep and segment.path.exists() and segment.path.stat().st_size >= self.segment_bytes:
                 self._files.rename(segment.path, spare)
                 spares.append(spare)
             else:
