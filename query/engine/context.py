@@ -1,0 +1,189 @@
+"""What all parts of one query share: its store, symbols, limits, notes to the reader and cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from query.engine.gofloat import format_general
+from query.engine.grid import quote
+from query.errors import ExecutionError, QueryTimeoutError, UnsupportedError
+from query.limits import QueryLimits
+from query.promql.ast import Span, line_col
+from query.result import QueryStats
+from query.storage import Storage
+from tsdb.errors import LimitError
+from tsdb.frame import LabelTable, SeriesFrame, SymbolOverlay
+from tsdb.limits import SelectLimits
+from tsdb.matchers import Matcher
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Times at which an expression is evaluated: ``first_ms + i * step_ms``."""
+
+    first_ms: int
+    step_ms: int
+    count: int
+
+    @property
+    def last_ms(self) -> int:
+        return self.first_ms + (self.count - 1) * self.step_ms
+
+    def times_ms(self) -> NDArray[np.int64]:
+        """(count,) int64."""
+        return np.arange(self.count, dtype=np.int64) * self.step_ms + self.first_ms
+
+
+class Annotations:
+    """Warnings and infos of a query, each text once, in order of appearance."""
+
+    __slots__ = ("infos", "text", "warnings")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.warnings: dict[str, None] = {}
+        self.infos: dict[str, None] = {}
+
+    def _place(self, span: Span) -> str:
+        line, col = line_col(self.text, span.start)
+        return f"({line}:{col})"
+
+    def warn(self, what: str, span: Span) -> None:
+        self.warnings[f"PromQL warning: {what} {self._place(span)}"] = None
+
+    def inform(self, what: str, span: Span) -> None:
+        self.infos[f"PromQL info: {what} {self._place(span)}"] = None
+
+    def check_quantiles(self, quantiles: NDArray[np.float64], span: Span) -> None:
+        """Warn of every φ outside [0, 1]."""
+        good = (quantiles >= 0) & (quantiles <= 1)
+        if good.all():
+            return
+        for value in np.unique(quantiles[~good]).tolist():
+            self.warn(f"quantile value should be between 0 and 1, got {format_general(value)}", span)
+
+    def bad_bucket(self, metric: str, value: str, span: Span) -> None:
+        of = f" for metric name {quote(metric)}" if metric else ""
+        self.warn(f'bucket label "le" is missing or has a malformed value of {quote(value)}{of}', span)
+
+
+class QueryContext:
+    """One running query.
+
+    Attributes
+    ----------
+    text : the query, for places in messages
+    symbols : SymbolOverlay        numbering of all label tables of this query
+    start_ms, end_ms : what ``@ start()`` and ``@ end()`` mean, everywhere in the query
+    """
+
+    __slots__ = (
+        "_deadline", "_frames", "_points", "annotations", "end_ms", "limits", "lookback_ms", "pool", "start_ms",
+        "stats", "storage", "symbols", "text",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        text: str,
+        storage: Storage,
+        limits: QueryLimits,
+        steps: Steps,
+        lookback_ms: int,
+        deadline: float,
+        pool: ThreadPoolExecutor | None,
+    ) -> None:
+        self.text = text
+        self.storage = storage
+        self.symbols = SymbolOverlay(storage.symbols)
+        self.limits = limits
+        self.lookback_ms = lookback_ms
+        self.start_ms = steps.first_ms
+        self.end_ms = steps.last_ms
+        self.annotations = Annotations(text)
+        self.stats = QueryStats()
+        self.pool = pool
+        self._deadline = deadline
+        self._frames: dict[tuple[tuple[Matcher, ...], int, int], SeriesFrame] = {}
+        self._points = 0
+
+    def unsupported(self, construct: str, span: Span) -> UnsupportedError:
+        """The error for valid PromQL that we do not evaluate."""
+        return UnsupportedError(construct, self.text, span)
+
+    def check_time(self) -> None:
+        """Raise when the query has run too long; called between pieces of work of bounded size."""
+        if time.monotonic() > self._deadline:
+            raise QueryTimeoutError
+
+    def reserve(self, series: int, steps: int) -> None:
+        """Account for a grid about to be allocated: refuse it when it, or all grids together, would be too much."""
+        points = series * steps
+        needed = points * 9  # float64 and bool
+        if needed > self.limits.memory_bytes_max:
+            raise ExecutionError(
+                f"query needs about {needed >> 20} MiB at once ({series} series x {steps} steps), "
+                f"more than limits.query.memory_bytes_max ({self.limits.memory_bytes_max >> 20} MiB)"
+            )
+        self._points += points
+        self._check_samples()
+
+    def release(self, points: int) -> None:
+        """Points of an intermediate grid that is gone."""
+        self._points -= points
+
+    def _check_samples(self) -> None:
+        held = self.stats.samples + self._points
+        self.stats.peak_samples = max(self.stats.peak_samples, held)
+        if held > self.limits.samples_max:
+            raise ExecutionError(
+                "query processing would load too many samples into memory in query execution: "
+                f"{held}, more than limits.query.samples_max ({self.limits.samples_max})"
+            )
+
+    def select(self, matchers: tuple[Matcher, ...], mint_ms: int, maxt_ms: int) -> SeriesFrame:
+        """Samples of a selector with inclusive bounds; the same selection twice in a query is read once."""
+        key = (matchers, mint_ms, maxt_ms)
+        frame = self._frames.get(key)
+        if frame is not None:
+            return frame
+        self.check_time()
+        begin = time.perf_counter()
+        left = max(0, self.limits.samples_max - self.stats.samples)
+        try:
+            frame = self.storage.select(matchers, mint_ms, maxt_ms, SelectLimits(self.limits.series_max, left))
+        except LimitError as e:
+            raise ExecutionError(f"query selects too much: {e}") from e
+        self.stats.samples += len(frame.ts_ms)
+        self.stats.series += len(frame)
+        self._check_samples()
+        if len(frame) > self.limits.series_max:
+            raise ExecutionError(
+                f"query selects {len(frame)} series, more than limits.query.series_max ({self.limits.series_max})"
+            )
+        for warning in frame.warnings:
+            self.annotations.warnings[warning] = None
+        frame = self._own(frame)
+        self._frames[key] = frame
+        seconds = self.stats.seconds
+        seconds["select"] = seconds.get("select", 0.0) + time.perf_counter() - begin
+        return frame
+
+    def _own(self, frame: SeriesFrame) -> SeriesFrame:
+        """The frame with this query's symbols and with arrays that the window kernels take."""
+        table = LabelTable(frame.labels.names, frame.labels.ids, self.symbols)
+        return SeriesFrame(table, frame.offsets, _writable(frame.ts_ms), _writable(frame.values))
+
+
+def _writable(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    return array if array.flags.writeable else array.copy()
+
+
+def texts_of(symbols: SymbolOverlay, ids: NDArray[np.int32]) -> Sequence[str]:
+    """Strings of symbols."""
+    return symbols.texts(ids)
