@@ -74,14 +74,11 @@ def decode_rows(chunks: Chunks) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     ------
     tsdb.errors.CorruptionError        a payload that ends early, a descriptor outside the words, an unknown kind
     """
-    refuse_unknown(chunks)
-    ends = chunks.word_offsets + chunks.word_counts
-    sane = (chunks.word_offsets >= 0) & (chunks.word_counts >= 2) & (chunks.counts >= 1) & (ends <= len(chunks.words))
-    if not sane.all():
-        raise CorruptionError("chunk", int(np.argmin(sane)), "descriptor outside the payload")
+    check_descriptors(chunks)
     n = int(chunks.counts.sum(dtype=np.int64))
     times, bits = np.empty(n, np.uint64), np.empty(n, np.uint64)
     words = chunks.words
+    ends = chunks.word_offsets + chunks.word_counts
     if len(chunks) and int(ends.max()) + kernels.PAD_WORDS > len(words):
         words = np.concatenate([words, np.zeros(kernels.PAD_WORDS, np.uint64)])
     done = kernels.decode_chunks(words, chunks.word_offsets, chunks.word_counts, chunks.counts, times, bits)
@@ -90,10 +87,14 @@ def decode_rows(chunks: Chunks) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     return times.view(np.int64), bits
 
 
-def refuse_unknown(chunks: Chunks) -> None:
-    """Raise CorruptionError when a chunk is of a kind this version cannot decode, naming it."""
+def check_descriptors(chunks: Chunks) -> None:
+    """Raise CorruptionError for a chunk of a kind this version cannot decode, or outside the words."""
     unknown = np.flatnonzero(chunks.kinds != ChunkKind.XOR)
     if len(unknown):
         kind = int(chunks.kinds[unknown[0]])
         name = {k.value: k.name for k in ChunkKind}.get(kind, str(kind))
         raise CorruptionError("chunk", int(unknown[0]), f"chunk kind {name} is not supported")
+    room = len(chunks.words) - chunks.word_counts  # not offset + count: a damaged offset must not overflow
+    sane = (chunks.word_offsets >= 0) & (chunks.word_offsets <= room) & (chunks.word_counts >= 2) & (chunks.counts >= 1)
+    if not sane.all():
+        raise CorruptionError("chunk", int(np.argmin(sane)), "descriptor outside the payload")
