@@ -39,7 +39,7 @@ _ESCAPE = re.compile(r"\\([\\\"n])")
 _COMMENT = re.compile(
     rb"^[ \t]*#[ \t]*(HELP|TYPE)[ \t]+(\"(?:[^\"\\\n]|\\.)*\"|[^ \t\n]+)[ \t]*([^\n]*)$", re.MULTILINE
 )
-_FLOAT = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?)|nan", re.IGNORECASE)
+_FLOAT = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?)|nan", re.IGNORECASE | re.ASCII)
 _TYPES = {"counter", "gauge", "histogram", "summary", "gaugehistogram", "info", "stateset"}
 _KEYS_SLACK = 4  # a target's key table starts anew when it holds so many times its series: the rest have vanished
 _KEYS_MIN = 4096

@@ -1,0 +1,132 @@
+"""A store in memory that decides samples as the real one does, and an ASGI client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from ingest.api import WriteApi
+from ingest.limits import WriteLimits
+from ingest.remote_write import RemoteWriteReceiver
+from ingest.store import Metadata
+from tsdb.batch import AppendResult, SampleBatch, SampleStatus
+from tsdb.clock import ManualClock
+from tsdb.errors import Reason, RejectedError, UnavailableError
+from tsdb.index.registry import SeriesRegistry
+from tsdb.limits import SeriesLimits
+from tsdb.tally import Tally
+
+NOW = 1_795_000_000_000
+WINDOW_MS = 24 * 3_600_000
+
+
+class FakeTenant:
+    """Decides by the rules of the store: repeats pass, other values are refused, a day's window."""
+
+    def __init__(self, limits: SeriesLimits | None = None) -> None:
+        self.registry = SeriesRegistry(limits or SeriesLimits())
+        self.stored: dict[int, dict[int, int]] = {}  # ref -> time -> bits
+        self.metadata: list[Metadata] = []
+        self.newest = 0
+        self.fail: Exception | None = None
+        self.held: list[tuple[Future[AppendResult], SampleBatch]] | None = None
+
+    def append(self, batch: SampleBatch) -> Future[AppendResult]:
+        if isinstance(self.fail, UnavailableError):
+            raise self.fail
+        future: Future[AppendResult] = Future()
+        if self.held is not None:
+            self.held.append((future, batch))
+        elif self.fail is not None:
+            future.set_exception(self.fail)
+        else:
+            future.set_result(self.decide(batch))
+        return future
+
+    def release(self) -> None:
+        """Decide what was held back."""
+        held, self.held = self.held or [], None
+        for future, batch in held:
+            future.set_result(self.decide(batch))
+
+    def decide(self, batch: SampleBatch) -> AppendResult:
+        status = np.zeros(len(batch), np.uint8)
+        floor = self.newest - WINDOW_MS
+        rows = zip(batch.refs.tolist(), batch.ts_ms.tolist(), batch.bits.tolist(), strict=True)
+        for i, (ref, time, bits) in enumerate(rows):
+            series = self.stored.setdefault(ref, {})
+            if time in series:
+                status[i] = SampleStatus.REPEATED if series[time] == bits else SampleStatus.DUPLICATE
+            elif time < floor:
+                status[i] = SampleStatus.TOO_OLD
+            else:
+                series[time] = bits
+                self.newest = max(self.newest, time)
+        rejected = {}
+        for code, reason in ((SampleStatus.DUPLICATE, Reason.DUPLICATE), (SampleStatus.TOO_OLD, Reason.TOO_OLD)):
+            if count := int((status == code).sum()):
+                rejected[reason] = count
+        return AppendResult(len(batch) - sum(rejected.values()), rejected, status)
+
+    def put_metadata(self, families: Iterable[Metadata]) -> None:
+        self.metadata.extend(families)
+
+    def series(self) -> dict[tuple[tuple[str, str], ...], dict[int, int]]:
+        """Sorted label pairs -> time -> bits of all that is stored."""
+        refs = np.array(sorted(ref for ref, samples in self.stored.items() if samples), np.uint32)
+        table = self.registry.label_table(refs)
+        return {tuple(table.labels(i).items()): self.stored[int(ref)] for i, ref in enumerate(refs)}
+
+
+class FakeTenants:
+    def __init__(self) -> None:
+        self.default = FakeTenant()
+        self.by_name = {"default": self.default, "other": FakeTenant()}
+
+    def tenant(self, name: str) -> FakeTenant:
+        if name not in self.by_name:
+            raise RejectedError(Reason.TENANT, f"tenant {name!r} does not exist")
+        return self.by_name[name]
+
+
+class Server:
+    """The write endpoint over a fake store."""
+
+    def __init__(self, limits: WriteLimits | None = None) -> None:
+        self.tenants = FakeTenants()
+        self.tenant = self.tenants.default
+        self.tally = Tally()
+        self.clock = ManualClock(NOW)
+        self.receiver = RemoteWriteReceiver(self.clock, self.tally, limits)
+        self.executor = ThreadPoolExecutor(2)
+        self.api = WriteApi(self.tenants, self.receiver, self.executor, self.tally, limits)
+
+    def post(self, body: bytes | Sequence[bytes], **headers: str) -> tuple[int, dict[str, str], str]:
+        """(status, headers, text); header names with ``_`` for ``-``; several bodies are the parts of one."""
+        return asyncio.run(self.apost(body, **headers))
+
+    async def apost(
+        self, body: bytes | Sequence[bytes], method: str = "POST", **headers: str
+    ) -> tuple[int, dict[str, str], str]:
+        parts = [body] if isinstance(body, bytes) else list(body)
+        messages: list[dict[str, Any]] = [
+            {"type": "http.request", "body": part, "more_body": i + 1 < len(parts)} for i, part in enumerate(parts)
+        ]
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        fields = [(name.replace("_", "-").lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+        await self.api({"type": "http", "method": method, "path": "/api/v1/write", "headers": fields}, receive, send)
+        if not sent:
+            return 0, {}, ""
+        names = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+        return sent[0]["status"], names, b"".join(m["body"] for m in sent[1:]).decode()
