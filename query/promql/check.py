@@ -22,11 +22,14 @@ from query.promql.ast import (
     ValueType,
     VectorSelector,
 )
-from query.promql.cursor import MAX_DEPTH, TOO_DEEP
 from query.promql.functions import FUNCTIONS
 from query.promql.lexer import SET_OPERATORS, ParseError
 from query.promql.literals import quote
 
+DEPTH_MAX = 256
+"""Deepest tree, the terms of ``a + b + c`` included: what walks over a tree takes a few Python frames a level."""
+
+TOO_DEEP = f"expression is more than {DEPTH_MAX} operations deep"
 COMPARISONS = frozenset({"==", "!=", "<=", "<", ">=", ">"})
 
 _SCALAR, _STRING, _VECTOR, _MATRIX = ValueType.SCALAR, ValueType.STRING, ValueType.VECTOR, ValueType.MATRIX
@@ -91,7 +94,7 @@ class _Check:
         elif isinstance(child, StringLiteral):
             value_type = _STRING
         else:
-            if level >= MAX_DEPTH:
+            if level >= DEPTH_MAX:
                 raise self.error(TOO_DEEP, expr)
             if isinstance(child, Call):
                 value_type = self.call(child, level + 1)
@@ -111,7 +114,7 @@ class _Check:
                 if value_type is not _VECTOR:
                     raise self.error(f"subquery is only allowed on instant vector, got {value_type} instead", parent)
                 value_type = _MATRIX
-        if level > MAX_DEPTH:
+        if level > DEPTH_MAX:
             raise self.error(TOO_DEEP, expr)
         return value_type
 
@@ -167,7 +170,7 @@ class _Check:
 
     def binary(self, expr: Binary, lhs: ValueType, depth: int) -> ValueType:
         """Operands, ``bool`` and matching of a binary operation whose left side has been checked."""
-        if depth > MAX_DEPTH:
+        if depth > DEPTH_MAX:
             raise self.error(TOO_DEEP, expr)
         rhs = self.node(expr.rhs, depth)
         scalars = lhs is _SCALAR and rhs is _SCALAR

@@ -21,10 +21,10 @@ from query.promql.lexer import (
 )
 from query.promql.literals import parse_duration, parse_number, quote
 
-MAX_DEPTH = 256
-"""Deepest nesting of an expression: parser, checks and engine recurse over it, a few Python frames a level."""
+NESTING_MAX = 128
+"""Most parentheses, calls and signs inside each other: the parser takes up to four Python frames for each."""
 
-TOO_DEEP = f"expression is nested more than {MAX_DEPTH} levels deep"
+TOO_NESTED = f"expression is nested more than {NESTING_MAX} levels deep"
 
 _DESCRIBED = frozenset({IDENTIFIER, METRIC_IDENTIFIER, STRING, NUMBER, DURATION})
 _KEYWORDS = MODIFIERS | FILL_MODIFIERS

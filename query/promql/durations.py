@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from query.promql.cursor import MAX_DEPTH, TOO_DEEP, TokenCursor
+from query.promql.cursor import NESTING_MAX, TOO_NESTED, TokenCursor
 from query.promql.lexer import DURATION, DURATION_WORDS, IDENTIFIER, NUMBER, ParseError
 from query.promql.literals import format_number, format_signed_duration, seconds_to_ms
 
@@ -101,8 +101,8 @@ class DurationParser(TokenCursor):
         """Duration arithmetic whose operators bind at least as strongly as ``precedence_min``."""
         start = self.starts[self.at]
         self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise ParseError(TOO_DEEP, start, self.text)
+        if self.depth > NESTING_MAX:
+            raise ParseError(TOO_NESTED, start, self.text)
         lhs = self._operand(start)
         while (precedence := _PRECEDENCE.get(self.kinds[self.at], -1)) >= precedence_min:
             op, op_start = self.kinds[self.at], self.starts[self.at]

@@ -90,7 +90,13 @@ def parse_duration(text: str) -> int:
 
 
 def seconds_to_ms(seconds: float) -> int:
-    """Whole milliseconds of a duration given in seconds: rounded to nanoseconds, then cut, as Prometheus does."""
+    """Whole milliseconds of a duration given in seconds: rounded to nanoseconds, then cut, as Prometheus does.
+
+    Nanoseconds of long durations do not fit the 53 bits of a float64; what was written in milliseconds stays exact.
+    """
+    whole_ms = round(seconds * 1000)
+    if whole_ms / 1000 == seconds:
+        return whole_ms
     duration_ms = abs(round_half_away(seconds * 1e9)) // 1_000_000
     return -duration_ms if seconds < 0 else duration_ms
 

@@ -29,7 +29,7 @@ from query.promql.ast import (
     VectorSelector,
 )
 from query.promql.check import check, type_of
-from query.promql.cursor import MAX_DEPTH, TOO_DEEP, UnexpectedTokenError
+from query.promql.cursor import NESTING_MAX, TOO_NESTED, UnexpectedTokenError
 from query.promql.durations import DurationParser
 from query.promql.functions import FUNCTIONS
 from query.promql.lexer import (
@@ -160,8 +160,8 @@ class _Parser(DurationParser):
         kinds = self.kinds
         start = self.starts[self.at]
         self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise ParseError(TOO_DEEP, start, self.text)
+        if self.depth > NESTING_MAX:
+            raise ParseError(TOO_NESTED, start, self.text)
         kind = kinds[self.at]
         lhs: Expr
         if kind in ("-", "+"):
@@ -410,7 +410,7 @@ class _Parser(DurationParser):
             try:
                 compile_regex(value)
             except RejectedError as error:
-                problem = str(error).removeprefix("Invalid regular expression: ")
+                problem = str(error).removeprefix("Invalid regular expression: ").removesuffix(f": {value!r}")
                 raise ParseError(f"error parsing regexp: {problem}", self.starts[at], self.text) from None
         return Matcher(name, op, value)
 
