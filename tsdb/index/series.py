@@ -23,6 +23,7 @@ from tsdb.kernels.registry import fill_labels, names_of, pairs_of, write_canonic
 from tsdb.matchers import Matcher, Regex, Shape
 
 NONE: NDArray[np.uint32] = np.zeros(0, np.uint32)
+NONE.flags.writeable = False
 
 CACHED_ENTRIES_MAX = 1 << 20
 """Most series numbers that the results kept by one index hold together (4 MiB)."""

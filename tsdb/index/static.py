@@ -66,9 +66,10 @@ class StaticIndex(SeriesIndex):
         refs = np.ascontiguousarray(refs, np.uint32)
         source = registry.snapshot()
         row_offsets: NDArray[np.uint32] = np.empty(len(refs) + 1, np.uint32)
-        n = gather_rows(refs, source.rows, source.row_offsets, row_offsets, NONE)
-        rows: NDArray[np.uint32] = np.empty(n, np.uint32)
+        rows: NDArray[np.uint32] = np.empty(0, np.uint32)
+        n = gather_rows(refs, source.rows, source.row_offsets, row_offsets, rows)
         if n:
+            rows = np.empty(n, np.uint32)
             gather_rows(refs, source.rows, source.row_offsets, row_offsets, rows)
         old_pairs, rows_by_old = _distinct(rows, source.pairs)
         names = source.name_symbols[source.pair_names[old_pairs]]

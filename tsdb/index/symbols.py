@@ -83,7 +83,8 @@ class SymbolTable:
     def lengths(self, symbols: NDArray[np.uint32]) -> NDArray[np.int64]:
         """Bytes of each of many symbols."""
         offsets = self._offsets.array
-        return np.subtract(offsets[symbols.astype(np.int64) + 1], offsets[symbols]).astype(np.int64)
+        lengths: NDArray[np.int64] = (offsets[symbols.astype(np.int64) + 1] - offsets[symbols]).astype(np.int64)
+        return lengths
 
     def gather(self, symbols: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Bytes of many symbols, one behind the other.
