@@ -98,7 +98,7 @@ class LogReader:
     """
 
     def __init__(self, segments: list[Segment], quarantine: Quarantine | None) -> None:
-        self._segments = segments
+        self.segments = segments
         self._quarantine = quarantine
         self._buffer = bytearray()
         self._decompressor = zstandard.ZstdDecompressor()
@@ -109,8 +109,8 @@ class LogReader:
         self.position = 0  # of the last record delivered
 
     def __iter__(self) -> Iterator[ReplayedRecord]:
-        for segment in self._segments:
-            yield from self._read(segment)
+        for segment in self.segments:
+            yield from self.read(segment)
 
     def _load(self, segment: Segment) -> int:
         """Bytes of the file, now in the buffer; what cannot be read is zeros and reported."""
@@ -136,7 +136,8 @@ class LogReader:
             os.close(fd)
         return offset
 
-    def _read(self, segment: Segment) -> Iterator[ReplayedRecord]:
+    def read(self, segment: Segment) -> Iterator[ReplayedRecord]:
+        """Records of the next segment; segments are read in order."""
         try:
             size = self._load(segment)
         except OSError as error:

@@ -48,8 +48,8 @@ def _wrap(name: str) -> Callable[..., object]:
 
 
 MUTATING = (
-    "create", "open", "write_at", "write_all", "preallocate", "truncate", "sync_data", "sync", "rename", "link", "remove",
-    "sync_folder",
+    "create", "open", "write_at", "write_all", "preallocate", "truncate", "sync_data", "sync", "rename", "link",
+    "remove", "sync_folder",
 )  # fmt: skip
 for _name in MUTATING:
     setattr(FailingFiles, _name, _wrap(_name))

@@ -409,8 +409,7 @@ def test_many_threads_submit(tmp_path: Path) -> None:
     results: list[int] = []
 
     def work(n: int) -> None:
-        for i in range(50):
-            results.append(log.submit(Put(b"%d-%d" % (n, i))).result(30))
+        results.extend(log.submit(Put(b"%d-%d" % (n, i))).result(30) for i in range(50))
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
     for t in threads:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -58,7 +60,7 @@ def test_series_are_the_twin_s_bytes_and_come_back(rows: list[tuple[int, bytes]]
     assert body == twin.encode_series(refs, labels)
     got_refs, got, at = decode_series(body)
     assert got_refs.tolist() == refs
-    assert [got[a:b].tobytes() for a, b in zip(at, at[1:], strict=False)] == labels
+    assert [got[a:b].tobytes() for a, b in pairwise(at)] == labels
 
 
 @pytest.mark.kernel
