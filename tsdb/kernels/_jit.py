@@ -158,12 +158,12 @@ def kernel(signature: Any) -> Callable[[F], F]:
     """Declare a kernel: a nogil function with one signature, e.g. ``@kernel(i64(const(u8), mut(i64)))``.
 
     The kernel takes its inputs first (declared ``const``), then its state, then outputs written in place; it
-    returns a count >= 0 or a negative status and neither allocates nor raises in its loops. With
-    ``NUMBA_DISABLE_JIT=1`` the plain Python function is returned.
+    returns a count >= 0 or a negative status and neither allocates nor raises in its loops. A division by zero gives
+    infinity or NaN (numpy's error model), it does not raise. With ``NUMBA_DISABLE_JIT=1`` the plain Python function is returned.
     """
 
     def decorate(function: F) -> F:
-        dispatcher: Any = numba.njit(nogil=True, cache=True)(function)
+        dispatcher: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
         if config.DISABLE_JIT:
             return function
 
@@ -180,7 +180,7 @@ def kernel(signature: Any) -> Callable[[F], F]:
 
 def device(function: F) -> F:
     """Declare a helper that is inlined into the kernels calling it; its types follow from the caller."""
-    return numba.njit(nogil=True, forceinline=True)(function)  # type: ignore[no-any-return]
+    return numba.njit(nogil=True, forceinline=True, error_model="numpy")(function)  # type: ignore[no-any-return]
 
 
 def registered() -> int:
