@@ -124,7 +124,7 @@ class Endpoints:
         timeout_s, lookback_ms = _query_options(params)
         with _blamed_on_query():
             result = self._engine.instant(
-                self._storage(request), params.get("query"), time_ms, timeout_s=timeout_s, lookback_ms=lookback_ms
+                self._storage(request), _query_text(params), time_ms, timeout_s=timeout_s, lookback_ms=lookback_ms
             )
         return self._query_answer(request, result, limit)
 
@@ -150,7 +150,7 @@ class Endpoints:
         with _blamed_on_query():
             result = self._engine.range(
                 self._storage(request),
-                params.get("query"),
+                _query_text(params),
                 start_ms,
                 end_ms,
                 step_ms,
@@ -168,13 +168,13 @@ class Endpoints:
         start_ms, end_ms = _time_range(request.params)
         if end_ms < start_ms:
             raise BadDataError("end timestamp must not be before start timestamp")
-        parse(request.params.get("query"))
+        parse(_query_text(request.params))
         return success([])
 
     def format_query(self, request: Request) -> Body:
         """The canonical text of an expression."""
         with _blamed_on_query():
-            return success(to_text(parse(request.params.get("query"))))
+            return success(to_text(parse(_query_text(request.params))))
 
     # Series and their labels
 
@@ -281,6 +281,11 @@ def _blamed_on_query() -> Iterator[None]:
         yield
     except (ParseError, UnsupportedError) as error:
         raise ParamError("query", str(error)) from None
+
+
+def _query_text(params: Params) -> str:
+    """The expression; a blank for an absent one, so that the error has a place (clients know it as ``1:1``)."""
+    return params.get("query") or " "
 
 
 def _query_options(params: Params) -> tuple[float | None, int | None]:

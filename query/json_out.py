@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from query.engine.grid import sort_order
 from query.kernels.json import LABELS, MATRIX, POINT_BYTES_MAX, RAGGED, TIME_SLOT, VECTOR, write_series
 from query.promql.literals import format_number
 from query.result import (
@@ -222,34 +223,11 @@ def query_answer(result: QueryResult, *, limit: int = 0, stats: bool = False) ->
     return _joined(head, pieces, last + tail + envelope_tail(warnings, result.infos))
 
 
-def label_order(table: LabelTable) -> NDArray[np.int64]:
-    """Order of the rows by their labels as Prometheus sorts them: pair by pair, name before value, bytes as bytes.
-
-    Returns
-    -------
-    (n,) int64        row numbers, ascending by labels
-    """
-    distinct, cells = _distinct(table.ids)
-    texts = [text.encode() for text in table.symbols.texts(distinct)]
-    rank = np.empty(len(texts), np.int32)
-    rank[sorted(range(len(texts)), key=texts.__getitem__)] = np.arange(1, len(texts) + 1, dtype=np.int32)
-    keys = rank[cells]
-    absent = table.ids == 0
-    # A row without the label compares by the name of its next one, which is greater; a row that has ended is smaller.
-    later = np.zeros(len(table), np.bool_)
-    for column in range(len(table.names) - 1, -1, -1):
-        keys[:, column] = np.where(absent[:, column], np.where(later, len(texts) + 1, 0), keys[:, column])
-        later |= ~absent[:, column]
-    columns = [
-        keys[:, i] for i in range(len(table.names) - 1, -1, -1) if len(keys) and keys[:, i].min() != keys[:, i].max()
-    ]
-    return np.lexsort(columns) if columns else np.arange(len(table))
-
-
 def series_answer(table: LabelTable, *, limit: int = 0) -> Iterator[bytes]:
     """Body of a ``series`` answer: the label sets, sorted; pieces as in :func:`query_answer`."""
     rows = len(table)
-    table = LabelTable(table.names, table.ids[label_order(table)], table.symbols)
+    if rows > 1:
+        table = LabelTable(table.names, table.ids[sort_order(table)], table.symbols)
     warnings: tuple[str, ...] = ()
     if 0 < limit < rows:
         rows = limit

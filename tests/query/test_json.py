@@ -179,18 +179,6 @@ def test_raw_samples_are_their_twin(rows: list[dict[str, str]], data: Any, piece
     same_json(got, "matrix", json_text.matrix(zip(rows, series, strict=True)))
 
 
-def prometheus_order(labels: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    return sorted((name.encode(), value.encode()) for name, value in labels.items())
-
-
-@given(st.lists(st.dictionaries(st.sampled_from("abCé"), st.sampled_from(["", "x", "y", "é", "xx"]), max_size=4)))
-@settings(max_examples=20 if PLAIN else 200, deadline=None)
-def test_label_order(rows: list[dict[str, str]]) -> None:
-    rows = [{name: value for name, value in row.items() if value} for row in rows]
-    order = json_out.label_order(LabelTable.of(rows))
-    assert [rows[i] for i in order] == sorted(rows, key=prometheus_order)
-
-
 def test_series_answer_sorts_and_truncates() -> None:
     table = LabelTable.of([{"a": "2"}, {"__name__": "up", "b": 'q"'}, {"a": "1"}])
     assert whole(json_out.series_answer(table)) == (
