@@ -17,6 +17,7 @@ from tsdb.errors import CorruptionError
 from tsdb.index.static import StaticIndex
 from tsdb.index.symbols import SymbolTable
 from tsdb.kernels.block import select_chunks
+from tsdb.kernels.gorilla import PAD_WORDS
 from tsdb.kernels.shard import gather_words
 
 FRAME_WORDS = FRAME_BYTES // 8
@@ -45,13 +46,13 @@ class BlockMeta:
 
 
 def _packed_words(chunks: Chunks) -> NDArray[np.uint64]:
-    """The payloads one behind the other, in chunk order; not copied when they lie so already."""
+    """The payloads one behind the other, in chunk order, and the padding a decoder may read behind the last."""
     ends = np.cumsum(chunks.word_counts, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     starts = ends - chunks.word_counts
-    if len(chunks.words) == total and np.array_equal(starts, chunks.word_offsets):
+    if len(chunks.words) == total + PAD_WORDS and np.array_equal(starts, chunks.word_offsets):
         return chunks.words
-    words = np.empty(total, np.uint64)
+    words = np.zeros(total + PAD_WORDS, np.uint64)
     gather_words(chunks.words, chunks.word_offsets, chunks.word_counts, words, starts)
     return words
 

@@ -182,7 +182,8 @@ class Container:
         (n_frames,) bool        wanted and damaged
         """
         state = self._frames.setdefault(name, np.zeros(self.frame_count(name), np.uint8))
-        crcs = self.array(name + FRAME_CRCS)
+        # Not verified as a section: a damaged checksum condemns its frame alone.
+        crcs = np.frombuffer(self._raw(self.sections[name + FRAME_CRCS]), np.uint32)
         data = self._raw(self.sections[name])
         for frame in np.flatnonzero((wanted != 0) & (state == _UNKNOWN)).tolist():
             start = frame * FRAME_BYTES
