@@ -21,7 +21,8 @@ from tsdb.replay import Replay
 from tsdb.shard import MIN_MS, HeadCut, Shard
 from tsdb.tally import Tally
 from tsdb.tenant import Tenant
-from tsdb.wal.log import LocalLog, Record, SyncMode
+from tsdb.wal.framing import TIME_NONE, Record
+from tsdb.wal.log import QUEUE_BYTES_MAX, SEGMENT_BYTES, LocalLog, SyncMode
 
 HOUR_MS = 3_600_000
 DEFAULT_TENANT = "default"
@@ -49,7 +50,9 @@ class StoreConfig:
     idle_cut_ms: int = 3 * HOUR_MS
     maintenance_seconds: float = 5.0
     sync: SyncMode = SyncMode.ALWAYS
-    segment_bytes: int = 64 << 20
+    sync_interval_ms: int = 200
+    segment_bytes: int = SEGMENT_BYTES
+    log_queue_bytes_max: int = QUEUE_BYTES_MAX
     tenants_auto_create: bool = False
     tenants_max: int = 1_000
     min_free_bytes: int = 1 << 30
@@ -123,7 +126,13 @@ class TSDB:
         self.config = config
         self.tally = tally or Tally()
         self.store = FolderStore(config.path)
-        self.log = LocalLog(config.path / "wal", sync=config.sync, segment_bytes=config.segment_bytes)
+        self.log = LocalLog(
+            config.path / "wal",
+            sync=config.sync,
+            segment_bytes=config.segment_bytes,
+            interval_ms=config.sync_interval_ms,
+            queue_bytes_max=config.log_queue_bytes_max,
+        )
         self._disk = DiskGuard(config.path, config.min_free_fraction, config.min_free_bytes)
         self._tenants: dict[str, Tenant] = {}
         self._lock = threading.Lock()
@@ -145,7 +154,9 @@ class TSDB:
             self._get_or_create(name)
         self._get_or_create(DEFAULT_TENANT)
         self.replay.run(self.log)
-        self.log.start()
+        # Never below a published position: a log whose files were lost must not number its records anew.
+        first = max(shard.manifest.next_position for tenant in self.tenants() for shard in tenant.shards)
+        self.log.start(first)
         self._maintenance.start()
 
     def close(self) -> None:
@@ -166,6 +177,7 @@ class TSDB:
                     self.store,
                     self.log,
                     self.config.shards,
+                    self.config.block_span_ms,
                     self.config.series,
                     self.config.time,
                     self.tally,
@@ -251,7 +263,7 @@ class TSDB:
         """Turn everything older than the border into blocks; writes and reads go on meanwhile."""
         with self._cut_lock:
             cut = self.log.submit(_CutOperation(shard, border_ms)).result()
-            blocks = shard.write_cut(cut, self.config.block_span_ms)
+            blocks = shard.write_cut(cut)
             manifest = shard.commit_cut(cut, blocks)
             self.log.submit(_PublishOperation(lambda: shard.publish(manifest, blocks, border_ms))).result()
             self.cuts += 1
@@ -262,7 +274,7 @@ class TSDB:
         border = (shard.head.newest_ms - span // 2) // span * span
         if border > shard.head.oldest_ms:
             cut = shard.begin_cut(int(border), position)
-            blocks = shard.write_cut(cut, span)
+            blocks = shard.write_cut(cut)
             shard.publish(shard.commit_cut(cut, blocks), blocks, int(border))
             self.cuts += 1
 
@@ -272,7 +284,8 @@ class TSDB:
         if known is None:
             return False
         manifest = known.shards[shard].manifest
-        return max_ms < manifest.cut_ms and position < manifest.next_position
+        # A partition without samples (series, metadata) is needed by nobody: each segment defines its own series.
+        return max_ms == TIME_NONE or (max_ms < manifest.cut_ms and position < manifest.next_position)
 
     # -- statistics
 

@@ -36,8 +36,6 @@ class Replay:
         self._until_cut = CUT_CHECK_SAMPLES
         self.samples = 0
         self.records = 0
-        self.unknown_series_samples = 0  # their SERIES record was damaged
-        self.undecodable_records = 0
         self.seconds = 0.0
 
     def run(self, log: LocalLog) -> None:
@@ -49,24 +47,28 @@ class Replay:
                 self._numbers.clear()
                 self._segment = record.segment
             try:
-                self._take(record)
-            except CorruptionError:
-                # The frame's checksum held, so this is a record of a newer format or our own fault: say so, go on.
-                self.undecodable_records += 1
+                lost = self._take(record)
+                if lost:
+                    log.set_aside(record, f"{lost} samples of series whose SERIES record is damaged")
+            except CorruptionError as error:
+                # The frame's checksum held: a record of a newer format, or our own fault. Keep it, say so, go on.
+                log.set_aside(record, str(error))
             self.records += 1
         self._numbers.clear()
         self.seconds = time.perf_counter() - begin
 
-    def _take(self, record: ReplayedRecord) -> None:
+    def _take(self, record: ReplayedRecord) -> int:
+        """Apply one record; the number of samples whose series the segment does not define."""
         tenant = self._tenant(record.tenant)
         if record.kind == Kind.SERIES:
             self._series(tenant, record)
         elif record.kind == Kind.SAMPLES:
-            self._samples(tenant, record)
+            return self._samples(tenant, record)
         elif record.kind == Kind.METADATA:
             tenant.keep_metadata({name: Metadata(t, h, u) for name, t, h, u in decode_metadata(record.body)})
         else:
-            self.undecodable_records += 1
+            raise CorruptionError("write-ahead log", record.position, f"record of unknown kind {record.kind}")
+        return 0
 
     def _series(self, tenant: Tenant, record: ReplayedRecord) -> None:
         refs, labels, offsets = decode_series(record.body)
@@ -79,7 +81,7 @@ class Replay:
         numbers[refs] = tenant.registry.adopt(labels, offsets)
         self._numbers[record.tenant, record.shard] = numbers
 
-    def _samples(self, tenant: Tenant, record: ReplayedRecord) -> None:
+    def _samples(self, tenant: Tenant, record: ReplayedRecord) -> int:
         refs, ts_ms, bits = decode_samples(record.body)
         shard = tenant.shards[record.shard]
         keep = np.ones(len(refs), np.bool_)
@@ -89,14 +91,12 @@ class Replay:
         known = refs < len(numbers)
         mapped = np.full(len(refs), NO_SLOT, np.uint32)
         mapped[known] = numbers[refs[known]]
-        lost = keep & (mapped == NO_SLOT)
-        if lost.any():
-            self.unknown_series_samples += int(lost.sum())
-            keep &= ~lost
+        keep &= mapped != NO_SLOT
+        lost = len(refs) - int(np.count_nonzero(mapped != NO_SLOT))
         if not keep.all():
             mapped, ts_ms, bits = mapped[keep], ts_ms[keep], bits[keep]
         if not len(mapped):
-            return
+            return lost
         part = ShardBatch(shard, mapped, ts_ms, bits, np.arange(len(mapped)), b"", 0)
         tenant.store([part], len(mapped))
         self.samples += len(mapped)
@@ -106,3 +106,4 @@ class Replay:
             for other in tenant.shards:
                 if other.head.sample_count:
                     self._cut(other, record.position)
+        return lost

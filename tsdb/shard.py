@@ -14,15 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsdb.arena import Arena
-from tsdb.assemble import assemble, encode_rows
+from tsdb.assemble import assemble
 from tsdb.batch import SampleStatus
 from tsdb.block.block import Block, BlockMeta, write_block
 from tsdb.blockstore import BlockStore
 from tsdb.chunks import Chunks, LateSamples
 from tsdb.errors import CorruptionError, OverloadedError
+from tsdb.gorilla import encode_rows
 from tsdb.head import Head
 from tsdb.index.registry import SeriesRegistry
 from tsdb.index.static import StaticIndex
+from tsdb.kernels.gorilla import PAD_WORDS
 from tsdb.kernels.shard import NO_SLOT, assign_slots, compare_stored, gather_words
 from tsdb.manifest import Manifest, ManifestStore
 
@@ -64,7 +66,7 @@ def join_chunks(parts: Sequence[Chunks]) -> Chunks:
     offsets_sorted = ends - word_counts[order]
     offsets = np.empty_like(offsets_sorted)
     offsets[order] = offsets_sorted
-    words = np.empty(int(ends[-1]) if len(ends) else 0, np.uint64)
+    words = np.zeros((int(ends[-1]) if len(ends) else 0) + PAD_WORDS, np.uint64)
     first = 0
     for part in parts:
         gather_words(part.words, part.word_offsets, part.word_counts, words, offsets[first : first + len(part)])
@@ -124,10 +126,18 @@ class Shard:
     ----------
     prefix : key prefix in the block store, ``tenants/<id>/shard-<k>``
     slots_max : most series it can hold
+    span_ms : time range of a block; no chunk crosses a multiple of it
     """
 
     def __init__(
-        self, number: int, prefix: str, store: BlockStore, registry: SeriesRegistry, shard_count: int, slots_max: int
+        self,
+        number: int,
+        prefix: str,
+        store: BlockStore,
+        registry: SeriesRegistry,
+        shard_count: int,
+        slots_max: int,
+        span_ms: int,
     ) -> None:
         self.number = number
         self._prefix = prefix
@@ -137,7 +147,8 @@ class Shard:
         self._slot_of: Arena | None = None
         self._ref_of = Arena(np.uint32, slots_max)
         self._n_slots = 0
-        self.head = Head(slots_max)
+        self._span_ms = span_ms
+        self.head = Head(slots_max, span_ms)
         self.manifest: Manifest = self._manifests.load()
         self.damage: list[str] = list(self._manifests.damage)
         self.blocks: tuple[LiveBlock, ...] = tuple(self._open_blocks())
@@ -248,10 +259,13 @@ class Shard:
         parts = []
         for live in self.blocks_in(mint_ms, maxt_ms):
             candidates = live.block.index.rows_of_hashes(self._registry.series_hash[wanted])
-            rows = candidates[candidates >= 0]
-            refs = live.refs(rows, self._registry)
-            parts.append(block_part(live, rows, refs, wanted, mint_ms, maxt_ms))
-        return [p for p in parts if len(p[0])]
+            hits = candidates >= 0
+            refs = live.refs(candidates[hits], self._registry)
+            same = refs == wanted[hits]  # equal hashes are not yet equal labels
+            part = block_part(live, candidates[hits][same], refs[same], wanted, mint_ms, maxt_ms, None)
+            if len(part[0]):
+                parts.append(part)
+        return parts
 
     # -- cutting
 
@@ -261,9 +275,10 @@ class Shard:
         self.cut_floor_ms = max(self.cut_floor_ms, border_ms)
         return HeadCut(border_ms, position, self._ref_of.array[slots].copy(), chunks, late)
 
-    def write_cut(self, cut: HeadCut, span_ms: int) -> list[LiveBlock]:
+    def write_cut(self, cut: HeadCut) -> list[LiveBlock]:
         """Write the blocks of a cut: one a span, read back and verified. Any thread."""
-        parts = [cut.chunks, encode_rows(cut.late.rows, cut.late.ts_ms, cut.late.bits)]
+        span_ms = self._span_ms
+        parts = [cut.chunks, encode_rows(cut.late.rows, cut.late.ts_ms, cut.late.bits, span_ms)]
         spans = np.concatenate([p.min_ms // span_ms for p in parts])
         if not len(spans):
             return []
@@ -271,9 +286,10 @@ class Shard:
         groups = [(s, s) for s in distinct.tolist()]
         if len(groups) > SPANS_PER_CUT_MAX:
             groups = [(int(distinct[0]), int(distinct[-1]))]
-        return [self._write_group(cut, parts, span_ms, first, last) for first, last in groups]
+        return [self._write_group(cut, parts, first, last) for first, last in groups]
 
-    def _write_group(self, cut: HeadCut, parts: list[Chunks], span_ms: int, first: int, last: int) -> LiveBlock:
+    def _write_group(self, cut: HeadCut, parts: list[Chunks], first: int, last: int) -> LiveBlock:
+        span_ms = self._span_ms
         chosen = [(p.min_ms // span_ms >= first) & (p.min_ms // span_ms <= last) for p in parts]
         used = np.unique(np.concatenate([p.rows[c] for p, c in zip(parts, chosen, strict=True)]))
         renumber = np.full(len(cut.refs), -1, np.int32)
@@ -329,10 +345,14 @@ def block_part(
     wanted: NDArray[np.uint32],
     mint_ms: int,
     maxt_ms: int,
+    warnings: list[str] | None,
 ) -> Part:
-    """Chunks of some block rows, numbered by the place of their series in ``wanted`` (ascending refs)."""
+    """Chunks of some block rows, numbered by the place of their series in ``wanted`` (ascending refs).
+
+    With ``warnings`` damaged chunks are left out and named there, without they raise CorruptionError.
+    """
     order = np.argsort(refs, kind="stable")
-    chunks = live.block.chunks(rows[order], mint_ms, maxt_ms)
+    chunks = live.block.chunks(rows[order], mint_ms, maxt_ms, warnings)
     places = np.searchsorted(wanted, refs[order]).astype(np.int32)
     return replace(chunks, rows=places[chunks.rows]), NO_LATE
 

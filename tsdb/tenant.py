@@ -23,7 +23,8 @@ from tsdb.limits import SelectLimits, SeriesLimits, TimeLimits
 from tsdb.matchers import Matcher
 from tsdb.shard import MIN_MS, LiveBlock, Part, Shard, block_part
 from tsdb.tally import Tally
-from tsdb.wal.log import LocalLog, Record
+from tsdb.wal.framing import Record
+from tsdb.wal.log import LocalLog
 from tsdb.wal.records import Kind, encode_metadata, encode_samples, encode_series
 
 METADATA_FAMILIES_MAX = 100_000
@@ -122,13 +123,14 @@ class Tenant:
         store: BlockStore,
         log: LocalLog,
         shard_count: int,
+        span_ms: int,
         series_limits: SeriesLimits,
         time_limits: TimeLimits,
         tally: Tally,
         disk: DiskGuard,
     ) -> None:
         self.name = name
-        self.registry = SeriesRegistry(series_limits, tally)
+        self.registry = SeriesRegistry(series_limits)
         self._log = log
         self._tally = tally
         self._disk = disk
@@ -140,7 +142,15 @@ class Tenant:
         self._slots_lock = threading.Lock()
         self._logged_in = [Arena(np.uint32, slots_max) for _ in range(shard_count)]
         self.shards = tuple(
-            Shard(k, f"tenants/{name}/shard-{k}", store, self.registry, shard_count, series_limits.active_series_max)
+            Shard(
+                k,
+                f"tenants/{name}/shard-{k}",
+                store,
+                self.registry,
+                shard_count,
+                series_limits.active_series_max,
+                span_ms,
+            )
             for k in range(shard_count)
         )
         for shard in self.shards:
@@ -259,7 +269,7 @@ class Tenant:
             parts = [(replace(c, rows=place[c.rows]), replace(late, rows=place[late.rows])) for c, late in parts]
             for live, rows, block_refs in hits:
                 try:
-                    parts.append(block_part(live, rows, block_refs, wanted, mint_ms, maxt_ms))
+                    parts.append(block_part(live, rows, block_refs, wanted, mint_ms, maxt_ms, warnings))
                 except CorruptionError as error:
                     warnings.append(f"partial: {error}")
             refs = wanted
@@ -271,13 +281,13 @@ class Tenant:
         if len(refs) > limits.series_max:
             raise LimitError(
                 Reason.QUERY_LIMIT,
-                f"the selector matches {len(refs):,} series, the limit is {limits.series_max:,} (query.max_series)",
+                f"the selector matches {len(refs):,} series, the limit is {limits.series_max:,} (limits.query.series_max)",
             )
         samples = sum(int(chunks.counts.sum()) + len(late) for chunks, late in parts)
         if samples > limits.samples_max:
             raise LimitError(
                 Reason.QUERY_LIMIT,
-                f"the selector reads {samples:,} samples, the limit is {limits.samples_max:,} (query.max_samples)",
+                f"the selector reads {samples:,} samples, the limit is {limits.samples_max:,} (limits.query.samples_max)",
             )
 
     def _by_shard(self, refs: NDArray[np.uint32]) -> Iterable[tuple[Shard, NDArray[np.uint32], NDArray[np.int32]]]:

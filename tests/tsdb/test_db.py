@@ -216,9 +216,9 @@ def test_selection_limits_name_what_was_asked_and_what_is_allowed(tmp_path: Path
     db = opened(tmp_path)
     tenant = db.tenant("default")
     put(tenant, [(series(i), T0 + k, k) for i in range(10) for k in range(10)])
-    with pytest.raises(LimitError, match=r"10 series.*limit is 9 \(query.max_series\)"):
+    with pytest.raises(LimitError, match=r"10 series.*limit is 9 \(limits.query.series_max\)"):
         tenant.select(ALL, *EVERYTHING, SelectLimits(series_max=9))
-    with pytest.raises(LimitError, match=r"100 samples.*limit is 50 \(query.max_samples\)"):
+    with pytest.raises(LimitError, match=r"100 samples.*limit is 50 \(limits.query.samples_max\)"):
         tenant.select(ALL, *EVERYTHING, SelectLimits(samples_max=50))
     db.close()
 
