@@ -1,0 +1,345 @@
+"""Scrape loops: one task a target, one keep-alive session for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+
+from ingest.exposition import PAD
+from ingest.store import Tenant
+from ingest.target import Round, TargetSeries
+from tsdb.clock import Clock
+from tsdb.errors import LimitError, Reason, RejectedError, UnavailableError
+from tsdb.tally import Tally
+
+log = logging.getLogger(__name__)
+
+ALIGN_TOLERANCE_MS = 5
+"""A scrape that starts so close to when it was due gets that time: equal steps compress several times better."""
+
+_ACCEPT = "text/plain;version=0.0.4;charset=utf-8,text/plain;q=0.5,*/*;q=0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class StaticConfig:
+    """Targets that are written down, and labels for all of them."""
+
+    targets: Sequence[str]  # host:port
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ScrapeConfig:
+    """One scrape job, by Prometheus' names.
+
+    Attributes
+    ----------
+    scrape_interval, scrape_timeout : seconds
+    params : query parameters, name -> values
+    honor_labels : a scraped label wins over a target label of its name
+    honor_timestamps : times in the text are used
+    sample_limit : most samples a scrape, 0 = any number; one more and the scrape fails
+    body_size_limit : most bytes of an uncompressed body, 0 = any number
+    """
+
+    job_name: str
+    static_configs: Sequence[StaticConfig] = ()
+    scrape_interval: float = 15.0
+    scrape_timeout: float = 10.0
+    metrics_path: str = "/metrics"
+    scheme: str = "http"
+    params: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    honor_labels: bool = False
+    honor_timestamps: bool = True
+    sample_limit: int = 0
+    body_size_limit: int = 64 << 20
+
+
+class ScrapeError(RejectedError):
+    """The target did not answer with a text."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(Reason.SCRAPE_FAILED, what)
+
+
+class Target:
+    """One address of a job, and how its last scrape went.
+
+    Attributes
+    ----------
+    discovered : labels before the target becomes one, ``__address__`` and its like included
+    labels : labels of its series
+    health : ``up``, ``down`` or ``unknown``
+    """
+
+    def __init__(self, config: ScrapeConfig, address: str, labels: Mapping[str, str]) -> None:
+        self.config = config
+        self.discovered = {
+            "__address__": address,
+            "__metrics_path__": config.metrics_path,
+            "__scheme__": config.scheme,
+            "__scrape_interval__": _duration(config.scrape_interval),
+            "__scrape_timeout__": _duration(config.scrape_timeout),
+            "job": config.job_name,
+            **{f"__param_{name}": values[0] for name, values in config.params.items() if values},
+            **labels,
+        }
+        own = {name: value for name, value in self.discovered.items() if not name.startswith("__") and value}
+        self.labels = {"instance": self.discovered["__address__"], **own}
+        query = urlencode([(name, value) for name, values in config.params.items() for value in values])
+        path = self.discovered["__metrics_path__"]
+        path = path if path.startswith("/") else "/" + path
+        self.url = (
+            f"{self.discovered['__scheme__']}://{self.discovered['__address__']}{path}{'?' + query if query else ''}"
+        )
+        self.health = "unknown"
+        self.last_error = ""
+        self.last_scrape_ms: int | None = None
+        self.last_seconds = 0.0
+
+    def offset_ms(self) -> int:
+        """When within each interval it is scraped: spread over targets, the same after every start."""
+        text = repr((self.url, sorted(self.labels.items()))).encode()
+        digest = hashlib.blake2b(text, digest_size=8).digest()
+        return int.from_bytes(digest, "little") % max(1, round(self.config.scrape_interval * 1000))
+
+    def status(self) -> dict[str, Any]:
+        """The target as ``/api/v1/targets`` shows it."""
+        last = "0001-01-01T00:00:00Z"
+        if self.last_scrape_ms is not None:
+            last = datetime.fromtimestamp(self.last_scrape_ms / 1000, UTC).isoformat().replace("+00:00", "Z")
+        return {
+            "discoveredLabels": dict(sorted(self.discovered.items())),
+            "labels": dict(sorted(self.labels.items())),
+            "scrapePool": self.config.job_name,
+            "scrapeUrl": self.url,
+            "globalUrl": self.url,
+            "lastError": self.last_error,
+            "lastScrape": last,
+            "lastScrapeDuration": self.last_seconds,
+            "health": self.health,
+            "scrapeInterval": self.discovered["__scrape_interval__"],
+            "scrapeTimeout": self.discovered["__scrape_timeout__"],
+        }
+
+
+class Scraper:
+    """Scrapes all static targets of a configuration into one tenant.
+
+    Parameters
+    ----------
+    tenant : where samples go
+    configs : the jobs
+    executor : threads that parse
+    clock, tally : times of samples; counts of what was refused
+
+    Attributes
+    ----------
+    active : the targets
+    scrapes, failures, samples : totals since the start, for ``/metrics``
+    """
+
+    def __init__(
+        self, tenant: Tenant, configs: Sequence[ScrapeConfig], executor: Executor, clock: Clock, tally: Tally
+    ) -> None:
+        self._tenant = tenant
+        self._executor = executor
+        self._clock = clock
+        self._tally = tally
+        self._series: dict[Target, TargetSeries] = {}
+        for config in configs:
+            for target in targets_of(config):
+                self._series[target] = TargetSeries(
+                    tenant.registry, target.labels, config.honor_labels, config.honor_timestamps, config.sample_limit
+                )
+        self.active = tuple(self._series)
+        self._session: aiohttp.ClientSession | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.scrapes = 0
+        self.failures = 0
+        self.samples = 0
+
+    def start(self) -> None:
+        """Start a loop for each target (call it inside the event loop)."""
+        self._session = aiohttp.ClientSession(
+            auto_decompress=False,  # so that a small body cannot grow past the limit unseen
+            connector=aiohttp.TCPConnector(limit=0),
+            headers={"Accept": _ACCEPT, "Accept-Encoding": "gzip", "User-Agent": "meshpulse"},
+        )
+        self._tasks = [asyncio.create_task(self._loop(target), name=f"scrape {target.url}") for target in self.active]
+
+    async def close(self, mark_stale: bool = True) -> None:
+        """End all loops.
+
+        Parameters
+        ----------
+        mark_stale : write stale markers for everything the targets had; without, queries see the last values for
+            the lookback time, which bridges a quick restart
+        """
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+        if mark_stale:
+            now_ms = self._clock.now_ms()
+            for target, series in self._series.items():
+                if target.last_scrape_ms is not None:
+                    await self._store(target, series.end(max(now_ms, target.last_scrape_ms + 1)))
+
+    def targets(self) -> dict[str, list[dict[str, Any]]]:
+        """The data of ``/api/v1/targets``; a static target is never dropped."""
+        return {"activeTargets": [target.status() for target in self.active], "droppedTargets": []}
+
+    async def _loop(self, target: Target) -> None:
+        interval_ms = max(1, round(target.config.scrape_interval * 1000))
+        tolerance_ms = min(ALIGN_TOLERANCE_MS, interval_ms // 100)
+        due_ms = next_due(self._clock.now_ms(), target.offset_ms(), interval_ms)
+        while True:
+            await asyncio.sleep(max(0, due_ms - self._clock.now_ms()) / 1000)
+            now_ms = self._clock.now_ms()
+            await self.scrape(target, due_ms if abs(now_ms - due_ms) <= tolerance_ms else now_ms)
+            # What should have happened meanwhile is left out, and a clock that was set back is followed.
+            now_ms = self._clock.now_ms()
+            after_ms = due_ms if 0 < due_ms - now_ms <= interval_ms else now_ms
+            due_ms = next_due(after_ms, target.offset_ms(), interval_ms)
+
+    async def scrape(self, target: Target, scrape_ms: int) -> None:
+        """Scrape one target once and store the outcome; what goes wrong ends in its status, never in an exception."""
+        series = self._series[target]
+        begin = time.perf_counter()
+        error = ""
+        outcome: Round | None = None
+        try:
+            text = await self._fetch(target)
+            seconds = time.perf_counter() - begin
+            loop = asyncio.get_running_loop()
+            outcome = await loop.run_in_executor(self._executor, series.success, text, scrape_ms, seconds)
+        except RejectedError as refused:
+            error = str(refused)
+            self._tally.add(refused.reason)
+        except Exception as bug:
+            error = f"internal error: {bug}"
+            log.exception("scrape of %s failed", target.url)
+        seconds = time.perf_counter() - begin
+        if error:
+            self.failures += 1
+            if target.last_error != error:
+                log.warning("scrape of %s failed: %s", target.url, error)
+            try:
+                outcome = series.failure(scrape_ms, seconds)
+            except RejectedError as refused:  # not even room for its own series
+                error = str(refused)
+        self.scrapes += 1
+        target.health = "down" if error else "up"
+        target.last_error = error
+        target.last_scrape_ms = scrape_ms
+        target.last_seconds = seconds
+        if outcome is not None:
+            await self._store(target, outcome)
+
+    async def _store(self, target: Target, outcome: Round) -> None:
+        self._tally.add_all(outcome.refused)
+        try:
+            if outcome.metadata:
+                self._tenant.put_metadata(outcome.metadata)
+            result = await asyncio.wrap_future(self._tenant.append(outcome.batch))
+        except UnavailableError as error:
+            self._tally.add(error.reason)
+            target.last_error = f"scraped, but not stored: {error}"
+            log.warning("scrape of %s not stored: %s", target.url, error)
+        else:
+            self.samples += result.accepted
+
+    async def _fetch(self, target: Target) -> bytes:
+        assert self._session is not None
+        timeout_s = target.config.scrape_timeout
+        headers = {"X-Prometheus-Scrape-Timeout-Seconds": f"{timeout_s:g}"}
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._session.get(target.url, headers=headers, timeout=aiohttp.ClientTimeout(total=None)) as response,
+            ):
+                if response.status != 200:
+                    raise ScrapeError(f"server returned HTTP status {response.status} {response.reason}")
+                encoding = response.headers.get("Content-Encoding", "identity").lower()
+                if encoding not in ("identity", "gzip"):
+                    raise ScrapeError(f"unexpected content encoding {encoding!r}")
+                body = _Body(encoding == "gzip", target.config.body_size_limit)
+                async for chunk in response.content.iter_any():
+                    body.add(chunk)
+                return body.text()
+        except TimeoutError:
+            raise ScrapeError(f"no answer within {timeout_s:g} s") from None
+        except (aiohttp.ClientError, zlib.error, OSError, ValueError) as error:
+            raise ScrapeError(f"{type(error).__name__}: {error}") from None
+
+
+def next_due(after_ms: int, offset_ms: int, interval_ms: int) -> int:
+    """First time after ``after_ms`` that lies ``offset_ms`` behind a multiple of the interval."""
+    return after_ms + 1 + (offset_ms - after_ms - 1) % interval_ms
+
+
+_PIECE_BYTES = 1 << 20  # of decompressed text at a time: a bomb is noticed before it has grown
+
+
+class _Body:
+    """A body as it comes in, unpacked piece by piece and never above its limit."""
+
+    def __init__(self, gzip: bool, limit: int) -> None:
+        self._unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS) if gzip else None
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def add(self, chunk: bytes) -> None:
+        """Take in what arrived."""
+        if self._unpacker is None:
+            self._keep(chunk)
+            return
+        while chunk:
+            self._keep(self._unpacker.decompress(chunk, _PIECE_BYTES))
+            chunk = self._unpacker.unconsumed_tail
+
+    def _keep(self, text: bytes) -> None:
+        self._parts.append(text)
+        self._size += len(text)
+        if 0 < self._limit < self._size:
+            raise LimitError(Reason.SCRAPE_LIMIT, f"the body is above {self._limit:,} bytes (body_size_limit)")
+
+    def text(self) -> bytes:
+        """The whole text with :data:`ingest.exposition.PAD` behind it."""
+        if self._unpacker is not None:
+            self._keep(self._unpacker.flush())
+            if not self._unpacker.eof:
+                raise ScrapeError("the gzip body is cut off")
+        return b"".join((*self._parts, PAD))
+
+
+def targets_of(config: ScrapeConfig) -> list[Target]:
+    """The targets of a job."""
+    return [Target(config, address, group.labels) for group in config.static_configs for address in group.targets]
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as Prometheus writes a duration: ``15s``, ``1m30s``, ``500ms``."""
+    ms = round(seconds * 1000)
+    text = ""
+    for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        if ms >= size:
+            text += f"{ms // size}{unit}"
+            ms %= size
+    return text or "0s"

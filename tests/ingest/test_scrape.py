@@ -1,0 +1,267 @@
+"""Scrapes over real sockets: an aiohttp server on 127.0.0.1 plays the target."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from ingest.scrape import ScrapeConfig, Scraper, StaticConfig, Target, next_due, targets_of
+from tests.ingest.fakes import FakeTenant
+from tsdb.batch import STALE_BITS
+from tsdb.clock import SystemClock
+from tsdb.errors import OverloadedError, Reason
+from tsdb.tally import Tally
+
+ONE = 0x3FF0000000000000
+BOMB = gzip.compress(b"a 1\n" * 10**6)
+
+
+class Site:
+    """A target that answers what a test tells it to."""
+
+    def __init__(self, answer: Callable[[web.Request], Awaitable[web.StreamResponse]] | str = "a 1\n") -> None:
+        self.answer = answer
+        self.requests: list[web.Request] = []
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
+        if isinstance(self.answer, str):
+            return web.Response(text=self.answer)
+        return await self.answer(request)
+
+    async def __aenter__(self) -> Site:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", self.handle)
+        self.runner = web.AppRunner(app)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        await site.start()
+        self.address = f"127.0.0.1:{self.runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.runner.cleanup()
+
+
+class Case:
+    """A scraper of one target over a fake store."""
+
+    def __init__(self, address: str, **config: Any) -> None:
+        self.tenant = FakeTenant()
+        self.tally = Tally()
+        self.executor = ThreadPoolExecutor(1)
+        self.config = ScrapeConfig("job", [StaticConfig([address])], **({"scrape_interval": 3600.0} | config))
+        self.scraper = Scraper(self.tenant, [self.config], self.executor, SystemClock(), self.tally)
+        self.target: Target = self.scraper.active[0]
+        self.now = 1000
+
+    async def scrape(self) -> dict[str, int]:
+        """Scrape once; bits of what was written, by metric name."""
+        self.now += 15_000
+        await self.scraper.scrape(self.target, self.now)
+        return self.written()
+
+    def written(self) -> dict[str, int]:
+        last = self.now
+        return {dict(k)["__name__"]: v[last] for k, v in self.tenant.series().items() if last in v}
+
+    async def __aenter__(self) -> Case:
+        self.scraper.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.scraper.close()
+        self.executor.shutdown()
+
+
+def test_a_good_scrape_and_what_is_asked_for() -> None:
+    async def run() -> None:
+        async with Site("# TYPE a gauge\na 1\n") as site, Case(site.address, params={"x": ["1", "2"]}) as case:
+            written = await case.scrape()
+            assert (written["a"], written["up"], written["scrape_samples_scraped"]) == (ONE, ONE, ONE)
+            labels = dict(next(k for k in case.tenant.series() if ("__name__", "a") in k))
+            assert labels == {"__name__": "a", "job": "job", "instance": site.address}
+            assert case.tenant.metadata[0][:2] == ("a", "gauge")
+            request = site.requests[0]
+            assert (request.path, request.query_string) == ("/metrics", "x=1&x=2")
+            assert request.headers["Accept"].startswith("text/plain;version=0.0.4")
+            assert request.headers["Accept-Encoding"] == "gzip"
+            assert request.headers["X-Prometheus-Scrape-Timeout-Seconds"] == "10"
+            await case.scrape()
+            assert len({r.transport for r in site.requests}) == 1  # kept alive
+
+    asyncio.run(run())
+
+
+def test_gzip() -> None:
+    async def run() -> None:
+        rows = "".join(f'm{{i="{i}"}} {i}\n' for i in range(50_000)).encode()
+
+        async def answer(_: web.Request) -> web.Response:
+            return web.Response(body=gzip.compress(rows), headers={"Content-Encoding": "gzip"})
+
+        async with Site(answer) as site, Case(site.address) as case:
+            await case.scrape()
+            assert case.target.health == "up", case.target.last_error
+            assert len(case.tenant.series()) == 50_005
+
+    asyncio.run(run())
+
+
+async def _hang(_: web.Request) -> web.Response:
+    await asyncio.sleep(0.4)
+    return web.Response(text="late")
+
+
+async def _teapot(_: web.Request) -> web.Response:
+    return web.Response(status=418)
+
+
+def _body(body: bytes, encoding: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=body, headers={"Content-Encoding": encoding})
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "reason"),
+    [
+        ("a 1\nb x\n", "line 2: 'x' is no number", Reason.SCRAPE_FAILED),
+        (_teapot, "server returned HTTP status 418 I'm a Teapot", Reason.SCRAPE_FAILED),
+        (_hang, "no answer within 0.2 s", Reason.SCRAPE_FAILED),
+        (_body(b"no", "gzip"), "error: Error -3 while decompressing data: incorrect header check", Reason.SCRAPE_FAILED),
+        (_body(gzip.compress(b"a 1\n")[:-5], "gzip"), "the gzip body is cut off", Reason.SCRAPE_FAILED),
+        (_body(b"a 1", "br"), "unexpected content encoding 'br'", Reason.SCRAPE_FAILED),
+        ("a 1\n" * 300, "the body is above 1,000 bytes (body_size_limit)", Reason.SCRAPE_LIMIT),
+        (_body(BOMB, "gzip"), "the body is above 1,000 bytes (body_size_limit)", Reason.SCRAPE_LIMIT),
+        ("a 1\n" * 11, "11 samples, the limit is 10 (sample_limit)", Reason.SCRAPE_LIMIT),
+    ],
+)  # fmt: skip
+def test_failures_are_down_and_say_why(answer: Any, error: str, reason: Reason) -> None:
+    async def run() -> None:
+        limits = {"scrape_timeout": 0.2, "body_size_limit": 1000, "sample_limit": 10}
+        async with Site() as site, Case(site.address, **limits) as case:
+            assert (await case.scrape())["a"] == ONE
+            site.answer = answer
+            written = await case.scrape()
+            assert (written["a"], written["up"]) == (STALE_BITS, 0)
+            assert (case.target.health, case.target.last_error) == ("down", error)
+            assert case.tally.snapshot() == {reason: 1}
+            site.answer = "a 1\n"
+            assert (await case.scrape())["up"] == ONE
+            assert (case.target.health, case.target.last_error) == ("up", "")
+            assert (case.scraper.scrapes, case.scraper.failures) == (3, 1)
+
+    asyncio.run(run())
+
+
+def test_nobody_there() -> None:
+    async def run() -> None:
+        async with Site() as site:
+            address = site.address
+        async with Case(address) as case:
+            assert (await case.scrape())["up"] == 0
+            assert case.target.last_error.startswith("ClientConnectorError: ")
+
+    asyncio.run(run())
+
+
+def test_a_store_that_is_busy_is_shown(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        async with Site() as site, Case(site.address) as case:
+            case.tenant.fail = OverloadedError("the queue is full")
+            with caplog.at_level(logging.WARNING):
+                assert await case.scrape() == {}
+            assert case.target.last_error == "scraped, but not stored: the queue is full"
+            assert case.tally.snapshot() == {Reason.OVERLOADED: 1}
+            case.tenant.fail = None
+            assert (await case.scrape())["a"] == ONE
+
+    asyncio.run(run())
+    assert "not stored" in caplog.text
+
+
+def test_loops_keep_their_times_and_end_with_stale_markers() -> None:
+    async def run() -> None:
+        async with Site() as site:
+            case = Case(site.address, scrape_interval=0.1, scrape_timeout=0.1)
+            case.scraper.start()
+            await asyncio.sleep(0.65)
+            await case.scraper.close()
+            samples = {dict(k)["__name__"]: v for k, v in case.tenant.series().items()}
+            times = sorted(samples["a"])
+            assert 4 <= len(times) <= 8
+            offset = case.target.offset_ms()
+            assert all((t - offset) % 100 <= 60 for t in times[:-1])
+            assert all(samples[name][max(samples[name])] == STALE_BITS for name in ("a", "up"))
+            requests = len(site.requests)
+            await asyncio.sleep(0.2)
+            assert len(site.requests) == requests
+
+    asyncio.run(run())
+
+
+def test_close_without_markers_and_before_the_first_scrape() -> None:
+    async def run() -> None:
+        async with Site() as site:
+            case = Case(site.address)
+            case.scraper.start()
+            await case.scraper.close()
+            assert case.tenant.series() == {}
+            case.scraper.start()
+            await case.scrape()
+            await case.scraper.close(mark_stale=False)
+            assert all(bits != STALE_BITS for samples in case.tenant.series().values() for bits in samples.values())
+
+    asyncio.run(run())
+
+
+def test_targets_in_prometheus_shape() -> None:
+    config = ScrapeConfig(
+        "envoy",
+        [StaticConfig(["h:1", "h:2"], {"zone": "a", "__metrics_path__": "stats/prometheus", "__scheme__": "https"})],
+        scrape_interval=90.0,
+        scrape_timeout=0.5,
+        params={"usedonly": ["1"]},
+    )
+    first, second = targets_of(config)
+    assert (first.url, second.labels["instance"]) == ("https://h:1/stats/prometheus?usedonly=1", "h:2")
+    assert first.offset_ms() != second.offset_ms()
+    assert first.offset_ms() == targets_of(config)[0].offset_ms()
+    assert first.status() == {
+        "discoveredLabels": {
+            "__address__": "h:1",
+            "__metrics_path__": "stats/prometheus",
+            "__param_usedonly": "1",
+            "__scheme__": "https",
+            "__scrape_interval__": "1m30s",
+            "__scrape_timeout__": "500ms",
+            "job": "envoy",
+            "zone": "a",
+        },
+        "labels": {"instance": "h:1", "job": "envoy", "zone": "a"},
+        "scrapePool": "envoy",
+        "scrapeUrl": "https://h:1/stats/prometheus?usedonly=1",
+        "globalUrl": "https://h:1/stats/prometheus?usedonly=1",
+        "lastError": "",
+        "lastScrape": "0001-01-01T00:00:00Z",
+        "lastScrapeDuration": 0.0,
+        "health": "unknown",
+        "scrapeInterval": "1m30s",
+        "scrapeTimeout": "500ms",
+    }
+    first.last_scrape_ms = 1_795_000_000_123
+    assert first.status()["lastScrape"] == "2026-11-18T11:06:40.123000Z"
+
+
+@pytest.mark.parametrize(("after", "due"), [(0, 30), (29, 30), (30, 130), (31, 130), (-70, 30), (1_000_030, 1_000_130)])
+def test_next_due(after: int, due: int) -> None:
+    assert next_due(after, 30, 100) == due

@@ -1,0 +1,97 @@
+"""Staleness and the series about a scrape, without a network."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from ingest.exposition import PAD, ExpositionError
+from ingest.target import REPORT_NAMES, Round, TargetSeries
+from tests.ingest.fakes import FakeTenant
+from tsdb.batch import STALE_BITS
+from tsdb.errors import LimitError
+
+LABELS = {"job": "j", "instance": "i:1"}
+Seen = dict[str, float | str]
+
+
+class Scrapes:
+    """One target; ``seen`` is what the last round wrote, by metric name and further label."""
+
+    def __init__(self, sample_limit: int = 0) -> None:
+        self.tenant = FakeTenant()
+        self.series = TargetSeries(self.tenant.registry, LABELS, sample_limit=sample_limit)
+        self.now = 1000
+
+    def seen(self, outcome: Round) -> Seen:
+        table = self.tenant.registry.label_table(outcome.batch.refs)
+        rows = zip(table, outcome.batch.bits.tolist(), outcome.batch.ts_ms.tolist(), strict=True)
+        found: Seen = {}
+        for labels, bits, _time in rows:
+            assert {k: labels[k] for k in LABELS} == LABELS
+            key = labels["__name__"] + "".join(labels[k] for k in sorted(labels.keys() - LABELS.keys() - {"__name__"}))
+            assert key not in found
+            value = struct.unpack("<d", struct.pack("<Q", bits))[0]
+            found[key] = "stale" if bits == STALE_BITS else value
+        return found
+
+    def good(self, text: str) -> Seen:
+        self.now += 15_000
+        return self.seen(self.series.success(text.encode() + PAD, self.now, 0.25))
+
+    def bad(self) -> Seen:
+        self.now += 15_000
+        return self.seen(self.series.failure(self.now, 10.0))
+
+
+def report(up: int, scraped: int = 0, kept: int = 0, added: int = 0, seconds: float = 0.25) -> Seen:
+    return dict(zip(REPORT_NAMES, (float(up), seconds, float(scraped), float(kept), float(added)), strict=True))
+
+
+def test_vanished_series_are_marked_once() -> None:
+    scrapes = Scrapes()
+    assert scrapes.good("a 1\nb 2\nc 3") == {"a": 1, "b": 2, "c": 3, **report(1, 3, 3, 3)}
+    assert scrapes.good("a 1\nc 4") == {"a": 1, "b": "stale", "c": 4, **report(1, 2, 2, 0)}
+    assert scrapes.good("a 1\nc 4") == {"a": 1, "c": 4, **report(1, 2, 2, 0)}
+    assert scrapes.good("b 2\na 1\nc 4") == {"a": 1, "b": 2, "c": 4, **report(1, 3, 3, 1)}
+    assert scrapes.good("") == {"a": "stale", "b": "stale", "c": "stale", **report(1)}
+
+
+def test_a_failure_marks_everything_once() -> None:
+    scrapes = Scrapes()
+    assert scrapes.bad() == report(0, seconds=10)
+    scrapes.good("a 1\nb 2")
+    assert scrapes.bad() == {"a": "stale", "b": "stale", **report(0, seconds=10)}
+    assert scrapes.bad() == report(0, seconds=10)
+    assert scrapes.good("a 1") == {"a": 1, **report(1, 1, 1, 0)}  # b is marked already
+    assert scrapes.good("") == {"a": "stale", **report(1)}
+
+
+def test_the_end_marks_the_report_too() -> None:
+    scrapes = Scrapes()
+    scrapes.good("a 1")
+    assert scrapes.seen(scrapes.series.end(99_000)) == dict.fromkeys(["a", *REPORT_NAMES], "stale")
+
+
+def test_own_times_get_no_stale_markers() -> None:
+    scrapes = Scrapes()
+    first = scrapes.series.success(b"a 1 777\nb 2" + PAD, 1000, 0.5)
+    assert first.batch.ts_ms.tolist() == [777, *[1000] * 6]
+    assert scrapes.seen(first) == {"a": 1, "b": 2, **report(1, 2, 2, 1, 0.5)}
+    assert scrapes.good("") == {"b": "stale", **report(1)}
+
+
+def test_a_text_that_cannot_be_read_changes_nothing() -> None:
+    scrapes = Scrapes()
+    scrapes.good("a 1")
+    with pytest.raises(ExpositionError):
+        scrapes.good("a 1\nb")
+    assert scrapes.bad() == {"a": "stale", **report(0, seconds=10)}
+
+
+def test_sample_limit() -> None:
+    scrapes = Scrapes(sample_limit=2)
+    scrapes.good("a 1\nb 2")
+    with pytest.raises(LimitError, match="3 samples, the limit is 2"):
+        scrapes.good("a 1\nb 2\nc 3")
