@@ -200,9 +200,9 @@ class Scraper:
                 if target.last_scrape_ms is not None:
                     await self._store(target, series.end(max(now_ms, target.last_scrape_ms + 1)))
 
-    def targets(self) -> dict[str, list[dict[str, Any]]]:
-        """The data of ``/api/v1/targets``; a static target is never dropped."""
-        return {"activeTargets": [target.status() for target in self.active], "droppedTargets": []}
+    def targets(self) -> list[dict[str, Any]]:
+        """The active targets as ``/api/v1/targets`` shows them."""
+        return [target.status() for target in self.active]
 
     async def _loop(self, target: Target) -> None:
         interval_ms = max(1, round(target.config.scrape_interval * 1000))
