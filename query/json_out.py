@@ -6,6 +6,8 @@ object per point, and label texts are escaped once per distinct value.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -58,33 +60,57 @@ class _LabelTexts(NamedTuple):
 
 def _flatten(parts: list[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
     """Parts one after the other, their offsets and the length of the longest."""
-    offsets = np.zeros(len(parts) + 1, np.int64)
     lengths = list(map(len, parts))
-    np.cumsum(lengths, out=offsets[1:])
+    offsets = np.array(list(itertools.accumulate(lengths, initial=0)), np.int64)
     return np.frombuffer(b"".join(parts) + _SPARE, np.uint8), offsets, max(lengths, default=0)
 
 
+def _quoted(texts: list[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
+    """The texts as JSON strings, like :func:`_flatten`."""
+    joined = '"' + '""'.join(texts) + '"'
+    plain = joined.isascii() and joined.isprintable() and "\\" not in joined and joined.count('"') == 2 * len(texts)
+    if len(texts) < 256 or not plain:
+        return _flatten(list(map(dumps, texts)))
+    offsets = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)) + 2, out=offsets[1:])
+    return np.frombuffer(joined.encode() + _SPARE, np.uint8), offsets, int(np.diff(offsets).max())
+
+
+@functools.lru_cache(maxsize=256)
+def _flat_names(names: tuple[str, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """``"name":`` of every column; dashboards ask for the same few sets of names."""
+    return _flatten([dumps(name) + b":" for name in names])[:2]
+
+
 def _distinct(ids: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Distinct symbols, ascending, 0 always the first, and for each cell the place of its symbol among them."""
-    highest = int(ids.max(initial=0))
-    if ids.size < 4096 or highest >= OVERLAY_FIRST or highest > 64 * ids.size:
-        distinct, cells = np.unique(np.append(ids, np.int32(0)), return_inverse=True)
-        return distinct, cells[:-1].astype(np.int32).reshape(ids.shape)
-    seen = np.zeros(highest + 1, np.int32)  # far cheaper than sorting when the symbols are dense
-    seen[ids] = 1
-    seen[0] = 1
-    distinct = np.flatnonzero(seen).astype(np.int32)
-    seen[distinct] = np.arange(len(distinct), dtype=np.int32)
-    return distinct, seen[ids]
+    """Distinct symbols, 0 always the first, and for each cell the place of its symbol among them."""
+    if ids.size < 256:
+        place = {0: 0}
+        cells = [place.setdefault(symbol, len(place)) for symbol in ids.reshape(-1).tolist()]
+        return np.array(list(place), np.int32), np.array(cells, np.int32).reshape(ids.shape)
+    # Mark what is used, which is far cheaper than sorting. The query's own symbols lie far above the store's.
+    own = ids >= OVERLAY_FIRST
+    first_own = int(ids.max(where=~own, initial=0)) + 1
+    dense = np.where(own, ids - np.int32(OVERLAY_FIRST - first_own), ids) if own.any() else ids
+    highest = int(dense.max())
+    if highest > 64 * ids.size:
+        distinct, inverse = np.unique(np.append(ids, np.int32(0)), return_inverse=True)
+        return distinct, inverse[:-1].astype(np.int32).reshape(ids.shape)
+    places = np.zeros(highest + 1, np.int32)
+    places[dense] = 1
+    places[0] = 1
+    used = np.flatnonzero(places).astype(np.int32)
+    places[used] = np.arange(len(used), dtype=np.int32)
+    return np.where(used >= first_own, used + np.int32(OVERLAY_FIRST - first_own), used), places[dense]
 
 
 def _label_texts(table: LabelTable, rows: int) -> _LabelTexts:
     """Escaped texts of the first ``rows`` series of a table."""
-    names, name_offsets, _ = _flatten([dumps(name) + b":" for name in table.names])
+    names, name_offsets = _flat_names(table.names)
     distinct, cells = _distinct(table.ids[:rows])
-    texts, text_offsets, longest = _flatten(list(map(dumps, table.symbols.texts(distinct))))
+    texts, text_offsets, longest = _quoted(table.symbols.texts(distinct))
     row_bytes_max = len(names) + len(table.names) * (longest + 1) + 64
-    return _LabelTexts(names, name_offsets, np.ascontiguousarray(cells), texts, text_offsets, row_bytes_max)
+    return _LabelTexts(names, name_offsets, cells, texts, text_offsets, row_bytes_max)
 
 
 def _pieces(

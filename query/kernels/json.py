@@ -20,6 +20,9 @@ LABELS, VECTOR, MATRIX, RAGGED = 0, 1, 2, 3
 """Modes of :func:`write_series`: label sets alone, one point a series, a grid of shared times, raw samples with times
 of their own."""
 
+_FRAME_BYTES_MAX = 32
+"""Room for what stands around the labels of a series: 23 bytes."""
+
 _METRIC = np.frombuffer(b'{"metric":{      ', np.uint8)
 _VALUES = np.frombuffer(b'},"values":      ', np.uint8)
 _VALUE = np.frombuffer(b'},"value":       ', np.uint8)
@@ -93,7 +96,7 @@ def write_series(
     mode : int64                            LABELS, VECTOR, MATRIX or RAGGED
     cursor : (3,) int64, state              next series, next point, has the series points; first ``[0, -1, 0]``
     times_text : (slots * TIME_SLOT,) uint8, state   one slot a time; RAGGED needs one only
-    out : (bytes,) uint8, written           must hold the labels of any one series and POINT_BYTES_MAX more
+    out : (bytes,) uint8, written           must hold the labels of any one series and 2 POINT_BYTES_MAX more
 
     Returns
     -------
@@ -116,8 +119,8 @@ def write_series(
                 if text:
                     size += name_offsets[column + 1] - name_offsets[column]
                     size += text_offsets[text + 1] - text_offsets[text] + 1
-            if pos + size > limit:
-                break
+            if pos + size + _FRAME_BYTES_MAX > limit:
+                break  # labels and first point stay together, the colon before a vector's point is written twice
             if row > 0:
                 out[pos] = 44
                 pos += 1

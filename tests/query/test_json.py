@@ -15,7 +15,7 @@ from query import json_out
 from query.kernels.json import RAGGED, TIME_SLOT, write_series
 from query.result import MatrixResult, QueryResult, QueryStats, RawMatrix, ScalarResult, StringResult, VectorResult
 from tests.reference import json_text
-from tsdb.frame import LabelTable, SeriesFrame
+from tsdb.frame import LabelTable, SeriesFrame, SymbolOverlay
 
 pytestmark = pytest.mark.kernel
 PLAIN = bool(os.environ.get("NUMBA_DISABLE_JIT"))
@@ -123,8 +123,30 @@ label_sets = st.lists(st.dictionaries(texts.filter(bool), texts.filter(bool), ma
 floats = st.floats(width=64)
 
 
-def whole(pieces: Any) -> str:
+GUARD = 64
+
+
+def guarded_write_series(*args: Any) -> int:
+    """The kernel with fences around what it writes: it addresses memory without checks."""
+    *inputs, times_text, out = args
+    fenced = [np.full(len(array) + 2 * GUARD, 0xA5, np.uint8) for array in (times_text, out)]
+    inner = [array[GUARD:-GUARD] for array in fenced]
+    inner[0][:] = times_text
     with np.errstate(over="ignore"):
+        written: int = write_series(*inputs, *inner)
+    for array in fenced:
+        assert (array[:GUARD] == 0xA5).all()
+        assert (array[-GUARD:] == 0xA5).all()
+    times_text[:] = inner[0]
+    out[:written] = inner[1][:written]
+    return written
+
+
+def whole(pieces: Any, piece_bytes: int = 1 << 20) -> str:
+    """The pieces of an answer, made with fences and a buffer of ``piece_bytes`` (or as large as it must be)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_out, "PIECE_BYTES", piece_bytes)
+        patch.setattr(json_out, "write_series", guarded_write_series)
         return b"".join(pieces).decode()
 
 
@@ -136,7 +158,7 @@ def same_json(got: str, result_type: str, result: str) -> None:
         assert got == expected
 
 
-@given(label_sets, st.data(), st.integers(1, 5), st.sampled_from([300, 400, 10_000, 1 << 20]))
+@given(label_sets, st.data(), st.integers(1, 5), st.integers(1, 2000))
 @settings(max_examples=20 if PLAIN else 150, deadline=None)
 def test_matrix_is_its_twin(rows: list[dict[str, str]], data: Any, steps: int, piece: int) -> None:
     times = np.array(data.draw(st.lists(st.integers(-(10**13), 10**13), min_size=steps, max_size=steps)), np.int64)
@@ -144,25 +166,23 @@ def test_matrix_is_its_twin(rows: list[dict[str, str]], data: Any, steps: int, p
     values = np.array(data.draw(st.lists(floats, min_size=n * steps, max_size=n * steps)), np.float64)
     present = np.array(data.draw(st.lists(st.booleans(), min_size=n * steps, max_size=n * steps)), np.bool_)
     values, present = values.reshape(n, steps), present.reshape(n, steps)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_out, "PIECE_BYTES", piece)
-        result = MatrixResult(LabelTable.of(rows), times, values, present)
-        got = whole(json_out.query_answer(QueryResult(result)))
+    result = MatrixResult(LabelTable.of(rows), times, values, present)
+    got = whole(json_out.query_answer(QueryResult(result)), piece)
     points = [[(int(t), v) for t, v, p in zip(times, values[i], present[i], strict=True) if p] for i in range(n)]
     same_json(got, "matrix", json_text.matrix(zip(rows, points, strict=True)))
 
 
-@given(label_sets, st.data(), st.integers(-(10**13), 10**13))
-@settings(max_examples=20 if PLAIN else 100, deadline=None)
-def test_vector_is_its_twin(rows: list[dict[str, str]], data: Any, time_ms: int) -> None:
+@given(label_sets, st.data(), st.integers(-(10**13), 10**13), st.integers(1, 900))
+@settings(max_examples=20 if PLAIN else 150, deadline=None)
+def test_vector_is_its_twin(rows: list[dict[str, str]], data: Any, time_ms: int, piece: int) -> None:
     values = data.draw(st.lists(floats, min_size=len(rows), max_size=len(rows)))
     grid = np.array(values, np.float64).reshape(-1, 1)
     result = VectorResult(LabelTable.of(rows), np.array([time_ms]), grid, np.ones_like(grid, np.bool_))
-    got = whole(json_out.query_answer(QueryResult(result)))
+    got = whole(json_out.query_answer(QueryResult(result)), piece)
     same_json(got, "vector", json_text.vector(zip(rows, values, strict=True), time_ms))
 
 
-@given(label_sets, st.data(), st.sampled_from([300, 1 << 20]))
+@given(label_sets, st.data(), st.integers(1, 2000))
 @settings(max_examples=20 if PLAIN else 100, deadline=None)
 def test_raw_samples_are_their_twin(rows: list[dict[str, str]], data: Any, piece: int) -> None:
     series = [data.draw(st.lists(st.tuples(st.integers(-(10**13), 10**13), floats), max_size=4)) for _ in rows]
@@ -173,10 +193,16 @@ def test_raw_samples_are_their_twin(rows: list[dict[str, str]], data: Any, piece
         np.array([t for t, _ in flat], np.int64),
         np.array([v for _, v in flat], np.float64),
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_out, "PIECE_BYTES", piece)
-        got = whole(json_out.query_answer(QueryResult(RawMatrix(frame))))
+    got = whole(json_out.query_answer(QueryResult(RawMatrix(frame))), piece)
     same_json(got, "matrix", json_text.matrix(zip(rows, series, strict=True)))
+
+
+@given(label_sets, st.integers(1, 900))
+@settings(max_examples=20 if PLAIN else 100, deadline=None)
+def test_label_sets_are_sorted(rows: list[dict[str, str]], piece: int) -> None:
+    got = json.loads(whole(json_out.series_answer(LabelTable.of(rows)), piece))["data"]
+    ordered = [{name: labels[name] for name in sorted(labels)} for labels in rows]
+    assert got == sorted(ordered, key=lambda labels: list(labels.items()))
 
 
 def test_series_answer_sorts_and_truncates() -> None:
@@ -187,29 +213,6 @@ def test_series_answer_sorts_and_truncates() -> None:
     assert whole(json_out.series_answer(table, limit=1)) == (
         '{"status":"success","data":[{"__name__":"up","b":"q\\""}],"warnings":["results truncated due to limit"]}'
     )
-
-
-def test_many_symbols_take_the_dense_way() -> None:
-    rows = [{"__name__": "m", "i": str(i), "half": str(i // 2)} for i in range(200 if PLAIN else 3000)]
-    values = np.arange(float(len(rows))).reshape(-1, 1)
-    overlay = LabelTable.of(rows)
-
-    class Dense:
-        """The same symbols numbered from 1, as a store numbers them."""
-
-        def text(self, symbol: int) -> str:
-            return overlay.symbols.text(symbol + (1 << 30) - 1) if symbol else ""
-
-        def texts(self, symbols: Any) -> list[str]:
-            return [self.text(s) for s in symbols.tolist()]
-
-        def find(self, text: str) -> int:
-            raise NotImplementedError
-
-    table = LabelTable(overlay.names, overlay.ids - np.int32((1 << 30) - 1), Dense())
-    result = VectorResult(table, np.array([0]), values, np.ones_like(values, np.bool_))
-    got = whole(json_out.query_answer(QueryResult(result)))
-    same_json(got, "vector", json_text.vector(((r, float(i)) for i, r in enumerate(rows)), 0))
 
 
 @pytest.mark.parametrize(
@@ -226,6 +229,34 @@ def test_many_symbols_take_the_dense_way() -> None:
 )
 def test_scalars_and_strings(value: ScalarResult | StringResult, body: str) -> None:
     assert whole(json_out.query_answer(QueryResult(value))) == f'{{"status":"success","data":{{"resultType":{body}}}}}'
+
+
+class Store:
+    """Symbols of a store: numbers of any distance."""
+
+    def __init__(self, texts_of: dict[int, str]) -> None:
+        self._texts = {0: "", **texts_of}
+
+    def text(self, symbol: int) -> str:
+        return self._texts[symbol]
+
+    def texts(self, symbols: Any) -> list[str]:
+        return [self._texts[s] for s in symbols.tolist()]
+
+    def find(self, text: str) -> int:
+        return -1
+
+
+@pytest.mark.parametrize("distance", [1, 1000])
+def test_symbols_of_store_and_query_mixed(distance: int) -> None:
+    base = {i * distance: f"base{i}" for i in range(1, 200 if PLAIN else 2000)}
+    overlay = SymbolOverlay(Store(base))
+    ids = np.array([[s, overlay.intern(f"own{s % 7}"), 0] for s in base], np.int32)
+    rows = [{"a": text, "b": f"own{s % 7}"} for s, text in base.items()]
+    values = np.ones((len(rows), 1))
+    result = VectorResult(LabelTable(("a", "b", "c"), ids, overlay), np.array([0]), values, values > 0)
+    got = whole(json_out.query_answer(QueryResult(result)))
+    same_json(got, "vector", json_text.vector(((row, 1.0) for row in rows), 0))
 
 
 def test_annotations_and_stats() -> None:
