@@ -17,6 +17,7 @@ from tsdb.errors import Reason
 from tsdb.wal.log import SYNC_BUCKETS_S
 
 if TYPE_CHECKING:
+    from ingest.scrape import Scraper
     from meshpulse.runtime import Runtime
 
 
@@ -64,6 +65,8 @@ class _Ours(Collector):
         yield from self._log()
         yield from self._writes(runtime.parts.write_api)
         yield from self._queries(runtime.parts.query_api.stats)
+        if runtime.parts.scraper:
+            yield from self._scrapes(runtime.parts.scraper)
         yield self._responses(runtime.parts.write_api, runtime.parts.query_api.stats)
 
     def _store(self) -> Iterator[Metric]:
@@ -112,6 +115,11 @@ class _Ours(Collector):
         )
         yield _counter("query_samples", "Samples that queries read from the store", stats.query_samples)
         yield _gauge("requests_in_flight", "Read requests being answered", stats.in_flight)
+
+    def _scrapes(self, scraper: Scraper) -> Iterator[Metric]:
+        yield _counter("scrapes", "Scrapes of targets", scraper.scrapes)
+        yield _counter("scrape_failures", "Scrapes that failed", scraper.failures)
+        yield _counter("scraped_samples", "Scraped samples that were accepted", scraper.samples)
 
     def _responses(self, writes: WriteApi, reads: ApiStats) -> Metric:
         family = CounterMetricFamily(

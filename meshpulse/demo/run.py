@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import re
 import signal
 import sys
 import tempfile
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import aiohttp
 import yaml
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from meshpulse.demo.envoy import Envoy
@@ -112,18 +114,18 @@ async def _show(
         while not stop.is_set():
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                 snapshot = await asker.snapshot(list(names))
-            headline = _headline(begin)
+            left = duration_s - (time.monotonic() - begin)
+            headline = _headline(begin, ended=left <= 0)
             if live:
                 live.update(render(snapshot, names, headline), refresh=True)
-            else:
+            elif left > 0:
                 console.out(plain(snapshot, names, headline), highlight=False)
-            left = duration_s - (time.monotonic() - begin)
             if left <= 0:
                 break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), min(every, left))
     if live is None:
-        console.out(plain(snapshot, names, _headline(begin, ended=True)), highlight=False)
+        console.out("\nthe last view\n" + plain(snapshot, names, _headline(begin, ended=True)), highlight=False)
     return snapshot
 
 
@@ -168,9 +170,15 @@ async def _demo(duration_s: float, console: Console, picture: Path | None) -> No
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         if picture:
-            paper = Console(record=True, width=100, file=Path("/dev/null").open("w"), force_terminal=True)  # noqa: SIM115
-            paper.print(render(snapshot, names, _headline(begin, ended=True)))
-            paper.save_svg(str(picture), title="make demo")
+            _draw(picture, render(snapshot, names, _headline(begin, ended=True)))
+
+
+def _draw(picture: Path, view: RenderableType) -> None:
+    """Leave a view as SVG, without the web fonts that rich links to."""
+    paper = Console(record=True, width=108, file=io.StringIO(), force_terminal=True)
+    paper.print(view)
+    svg = paper.export_svg(title="make demo")
+    picture.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), encoding="utf-8")
 
 
 def run_demo(duration_s: float | None, picture: Path | None = None) -> int:

@@ -25,6 +25,8 @@ FACTS = {
     "series": "sum(meshpulse_series)",
     "samples in memory": "sum(meshpulse_head_samples)",
     "bytes per sample": "sum(meshpulse_head_bytes) / sum(meshpulse_head_samples)",
+    "log bytes per sample": f"sum(rate(meshpulse_wal_written_bytes_total[{WINDOW}]))"
+    f" / sum(rate(meshpulse_samples_appended_total[{WINDOW}]))",
     "fsync p99": f"histogram_quantile(0.99, sum by (le) (rate(meshpulse_wal_fsync_seconds_bucket[{WINDOW}])))",
 }
 HISTORY_S = 60
@@ -105,19 +107,17 @@ def _sick(endpoint: Endpoint) -> bool:
     return endpoint.errors is not None and endpoint.errors > SICK
 
 
-def facts_line(snapshot: Snapshot) -> str:
-    """The store's own figures in one line."""
+def facts_lines(snapshot: Snapshot) -> list[str]:
+    """The store's own figures."""
     facts = snapshot.facts
-    return " · ".join(
-        [
-            f"{_text(facts.get('samples/s'), ',.0f')} samples/s",
-            f"{_text(facts.get('series'), ',.0f')} series",
-            f"{_text(facts.get('samples in memory'), ',.0f')} samples in memory",
-            f"{_text(facts.get('bytes per sample'), '.2f')} bytes per sample",
-            f"fsync p99 {_text(facts.get('fsync p99'), '.1f', 1000, ' ms')}",
-            f"request p99 {_text(snapshot.p99_ms, '.1f', 1, ' ms')}",
-        ]
-    )
+    return [
+        f"{_text(facts.get('samples/s'), ',.0f')} samples/s · {_text(facts.get('series'), ',.0f')} series"
+        f" · {_text(facts.get('samples in memory'), ',.0f')} samples in memory"
+        f" · fsync p99 {_text(facts.get('fsync p99'), '.1f', 1000, ' ms')}"
+        f" · request p99 {_text(snapshot.p99_ms, '.1f', 1, ' ms')}",
+        f"{_text(facts.get('bytes per sample'), '.1f')} bytes per sample in memory (falls as chunks fill)"
+        f" · {_text(facts.get('log bytes per sample'), '.1f')} in the log",
+    ]
 
 
 def render(snapshot: Snapshot, names: dict[str, str], headline: str) -> RenderableType:
@@ -137,7 +137,9 @@ def render(snapshot: Snapshot, names: dict[str, str], headline: str) -> Renderab
             Text(_text(endpoint.errors, ".1%"), style=style),
             Text(_bar(endpoint.history), style="red"),
         )
-    return Panel(Group(table, "", Text(facts_line(snapshot), style="cyan")), title=headline, title_align="left")
+    return Panel(
+        Group(table, "", Text("\n".join(facts_lines(snapshot)), style="cyan")), title=headline, title_align="left"
+    )
 
 
 def plain(snapshot: Snapshot, names: dict[str, str], headline: str) -> str:
@@ -147,5 +149,5 @@ def plain(snapshot: Snapshot, names: dict[str, str], headline: str) -> str:
         mark = "  <- failing" if _sick(e) else ""
         figures = f"{_text(e.rate, '.1f'):>10} {_text(e.errors, '.1%'):>8}"
         lines.append(f"  {names.get(e.address, ''):<10} {e.address:<22} {figures}{mark}")
-    lines.append(f"  {facts_line(snapshot)}")
+    lines += [f"  {line}" for line in facts_lines(snapshot)]
     return "\n".join(lines)

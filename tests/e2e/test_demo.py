@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -44,7 +45,8 @@ def test_the_failing_endpoint_shows_in_promql(tmp_path: Path) -> None:
     assert errors["c"] > 30
     assert errors["a"] == errors["b"] == 0
     assert all(float(row[2]) > 5 for row in rows.values())
-    assert "- bytes per sample" not in last
+    assert re.search(r"[\d,]+ samples/s · [\d,]+ series · [\d,]+ samples in memory", last), last
+    assert re.search(r"[\d.]+ bytes per sample in memory .* · [\d.]+ in the log", last), last
     assert "curl -s http://127.0.0.1:" in out
     assert "Grafana" in out
     assert picture.read_text().startswith("<svg")
