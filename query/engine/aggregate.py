@@ -174,7 +174,7 @@ def quantile(ctx: QueryContext, node: Aggregation, grid: Grid, q: NDArray[np.flo
     return Grid(labels, out, present, _renamed(labels, group, grid.drop_name)).without_empty()
 
 
-def topk(ctx: QueryContext, node: Aggregation, grid: Grid, k: NDArray[np.float64]) -> Grid:
+def topk(node: Aggregation, grid: Grid, k: NDArray[np.float64]) -> Grid:
     """``topk`` and ``bottomk``: the largest or smallest points of each group; of one step in that order."""
     wrong = ~((k < _INT64_LIMIT) & (k > -_INT64_LIMIT))
     if wrong.any():
@@ -192,7 +192,7 @@ def topk(ctx: QueryContext, node: Aggregation, grid: Grid, k: NDArray[np.float64
         return kept.without_empty()
     rows = np.flatnonzero(keep[:, 0])
     values = grid.values[rows, 0]
-    by_value = np.lexsort((-sign * values, np.isnan(values), group[rows]))
+    by_value = np.lexsort([-sign * values, np.isnan(values), group[rows]])
     return kept.rows(rows[by_value])
 
 
@@ -227,4 +227,3 @@ def count_values(ctx: QueryContext, node: Aggregation, grid: Grid, label: str) -
 
 
 _NAN_BITS: Any = np.float64(np.nan).view(np.uint64)
-

@@ -165,9 +165,7 @@ def _check_one_side(matching: VectorMatching, one: Grid, group: NDArray[np.int32
         )
 
 
-def _pairs(
-    many: NDArray[np.int32], one: NDArray[np.int32], groups: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _pairs(many: NDArray[np.int32], one: NDArray[np.int32], groups: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """All (row of the many side, row of the one side) in one match group, ordered by the many side."""
     order, bounds = by_group(one, groups)
     counts = np.diff(bounds)[many]
@@ -219,7 +217,9 @@ def _check_one_to_one(present: NDArray[np.bool_], group: NDArray[np.int32]) -> N
     count = np.zeros((int(group.max()) + 1, present.shape[1]))
     np.add.at(count, group, present)
     if (count > 1).any():
-        raise ExecutionError("multiple matches for labels: many-to-one matching must be explicit (group_left/group_right)")
+        raise ExecutionError(
+            "multiple matches for labels: many-to-one matching must be explicit (group_left/group_right)"
+        )
 
 
 def _check_unique(labels: LabelTable, present: NDArray[np.bool_], group: NDArray[np.int32]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from tsdb.errors import LimitError
 from tsdb.frame import LabelTable, SeriesFrame, SymbolOverlay
 from tsdb.limits import SelectLimits
 from tsdb.matchers import Matcher
+
+S = TypeVar("S", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +182,5 @@ class QueryContext:
         return SeriesFrame(table, frame.offsets, _writable(frame.ts_ms), _writable(frame.values))
 
 
-def _writable(array: NDArray[np.generic]) -> NDArray[np.generic]:
+def _writable(array: NDArray[S]) -> NDArray[S]:
     return array if array.flags.writeable else array.copy()
-
-
-def texts_of(symbols: SymbolOverlay, ids: NDArray[np.int32]) -> Sequence[str]:
-    """Strings of symbols."""
-    return symbols.texts(ids)

@@ -11,10 +11,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from query.engine.binary import merge_alike
 from query.engine.context import QueryContext, Steps
 from query.engine.evaluate import FUNCTIONS, Evaluator, Value, as_grid
 from query.engine.grid import METADATA_LABELS, Grid, RangeVector, Scalar, sort_order, take
-from query.engine.binary import merge_alike
 from query.engine.plan import refuse_unsupported, unwrapped
 from query.errors import BadDataError, ExecutionError, QueryTimeoutError
 from query.limits import QueryLimits
@@ -52,7 +52,13 @@ class Engine:
             self._pool.shutdown()
 
     def instant(
-        self, storage: Storage, text: str, time_ms: int, *, lookback_ms: int | None = None, timeout_s: float | None = None
+        self,
+        storage: Storage,
+        text: str,
+        time_ms: int,
+        *,
+        lookback_ms: int | None = None,
+        timeout_s: float | None = None,
     ) -> QueryResult:
         """Value of ``text`` at one time.
 
@@ -193,9 +199,7 @@ def _raw_samples(vector: RangeVector) -> SeriesFrame:
     frame = vector.frame
     live = (frame.ts_ms > vector.end_ms - vector.range_ms) & (frame.ts_ms <= vector.end_ms)
     live &= frame.values.view(np.uint64) != _STALE
-    grid = _renamed(
-        Grid(frame.labels, np.zeros((len(frame), 1)), np.ones((len(frame), 1), np.bool_), vector.drop_name)
-    )
+    grid = _renamed(Grid(frame.labels, np.zeros((len(frame), 1)), np.ones((len(frame), 1), np.bool_), vector.drop_name))
     row_of = np.repeat(np.arange(len(frame)), np.diff(frame.offsets))
     counts = np.bincount(row_of[live], minlength=len(frame))
     kept = sort_order(grid.labels)

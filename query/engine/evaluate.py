@@ -19,6 +19,7 @@ from query.engine.window import (
     WindowCall,
     evaluate_call,
     grid_samples,
+    instant_call,
     instant_vector,
     range_vector,
     subquery_steps,
@@ -166,10 +167,15 @@ class Evaluator:
     def _aggregation(self, node: Aggregation) -> Grid:
         if node.op in aggregate.FOLDS:
             inner = unwrapped(node.expr)
+            if isinstance(inner, VectorSelector):
+                call = instant_call(self.ctx, self.steps, inner)
+                if aggregate.is_batched(call):
+                    return aggregate.fold_windows(self.ctx, node, call, inner.span)
+                return aggregate.fold(self.ctx, node, evaluate_call(self.ctx, call, inner.span))
             if isinstance(inner, Call) and (inner.func in RATES or inner.func in FOLDS):
                 call = self._window(inner)
                 if inner.func != "absent_over_time" and aggregate.is_batched(call):
-                    return aggregate.fold_windows(self.ctx, node, call, inner.args[-1].span)
+                    return aggregate.fold_windows(self.ctx, node, call, inner.args[0].span)
                 return aggregate.fold(self.ctx, node, self._window_result(inner, call))
             return aggregate.fold(self.ctx, node, self.vector(inner))
         assert node.param is not None
@@ -179,7 +185,7 @@ class Evaluator:
         grid = self.vector(node.expr)
         if node.op == "quantile":
             return aggregate.quantile(self.ctx, node, grid, param)
-        return aggregate.topk(self.ctx, node, grid, param)
+        return aggregate.topk(node, grid, param)
 
     def _window(self, node: Call) -> WindowCall:
         """A function of a range vector, ready to run."""
@@ -298,4 +304,3 @@ def as_grid(ctx: QueryContext, value: Value) -> Grid:
         return functions.vector_of(ctx, value)
     assert isinstance(value, Grid)
     return value
-

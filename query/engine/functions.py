@@ -134,34 +134,35 @@ def _seconds(values: Values) -> NDArray[np.uint64]:
 
 def date_part(func: str, values: Values) -> Values:
     """``minute``, ``hour``, ``day_of_*``, ``days_in_month``, ``month`` and ``year`` of Unix times, UTC."""
-    seconds = _seconds(np.ascontiguousarray(values))
+    return np.asarray(_date_part(func, _seconds(np.ascontiguousarray(values))), np.float64)
+
+
+def _date_part(func: str, seconds: NDArray[np.uint64]) -> Any:
     if func == "minute":
-        return (seconds % np.uint64(3600) // np.uint64(60)).astype(np.float64)
+        return seconds % np.uint64(3600) // np.uint64(60)
     if func == "hour":
-        return (seconds % np.uint64(86_400) // np.uint64(3600)).astype(np.float64)
+        return seconds % np.uint64(86_400) // np.uint64(3600)
     days = seconds // np.uint64(86_400)
     if func == "day_of_week":
-        return ((days + np.uint64(1)) % np.uint64(7)).astype(np.float64)  # the zero year began on a Monday
+        return (days + np.uint64(1)) % np.uint64(7)  # the zero year began on a Monday
     cycle, day_in_cycle = np.divmod(days, np.uint64(_DAYS_PER_CYCLE))
     date = _DAY_ONE + day_in_cycle.astype(np.int64)
     year = date.astype("datetime64[Y]")
     month = date.astype("datetime64[M]")
     if func == "year":
         # years of the cycle count from 1, numpy's from 1970
-        return _ZERO_YEAR + cycle.astype(np.float64) * 400 + (year.astype(np.int64) + 1969).astype(np.float64)
+        return _ZERO_YEAR + cycle.astype(np.int64) * 400 + year.astype(np.int64) + 1969
     if func == "month":
-        return ((month - year).astype(np.int64) + 1).astype(np.float64)
+        return (month - year).astype(np.int64) + 1
     if func == "day_of_month":
-        return ((date - month).astype(np.int64) + 1).astype(np.float64)
+        return (date - month).astype(np.int64) + 1
     if func == "day_of_year":
-        return ((date - year).astype(np.int64) + 1).astype(np.float64)
+        return (date - year).astype(np.int64) + 1
     assert func == "days_in_month"
-    return ((month + 1).astype("datetime64[D]") - month.astype("datetime64[D]")).astype(np.float64)
+    return (month + 1).astype("datetime64[D]") - month.astype("datetime64[D]")
 
 
-DATES = frozenset(
-    ("minute", "hour", "day_of_week", "day_of_month", "day_of_year", "days_in_month", "month", "year")
-)
+DATES = frozenset(("minute", "hour", "day_of_week", "day_of_month", "day_of_year", "days_in_month", "month", "year"))
 
 
 def sort(grid: Grid, steps: Steps, descending: bool) -> Grid:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from query.kernels.group import group_rows
 from tsdb.frame import LabelTable, SeriesFrame, SymbolOverlay
 
 NAME = "__name__"
+Index = NDArray[np.integer[Any]] | NDArray[np.bool_]
+"""Row numbers, or a mask of rows."""
+
 METADATA_LABELS = (NAME, "__type__", "__unit__")
 """Labels that describe the metric: gone once an operation makes its values something else."""
 
@@ -37,7 +40,7 @@ class Grid:
     def __len__(self) -> int:
         return len(self.values)
 
-    def rows(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Grid:
+    def rows(self, index: Index) -> Grid:
         """Selected series, in the order of ``index``."""
         return Grid(take(self.labels, index), self.values[index], self.present[index], self.drop_name[index])
 
@@ -45,8 +48,7 @@ class Grid:
         """Only the series with at least one point."""
         if self.present.all():
             return self
-        alive = self.present.any(axis=1)
-        return self if alive.all() else self.rows(alive)
+        return self.rows(np.flatnonzero(self.present.any(axis=1)))
 
     def derived(self, values: NDArray[np.float64], present: NDArray[np.bool_] | None = None) -> Grid:
         """The same series with other values: no longer the metric they came from."""
@@ -82,7 +84,7 @@ class RangeVector:
     step_ms: int
 
 
-def take(table: LabelTable, index: NDArray[np.intp] | NDArray[np.bool_]) -> LabelTable:
+def take(table: LabelTable, index: Index) -> LabelTable:
     """Rows of a table."""
     return LabelTable(table.names, table.ids[index], table.symbols)
 
@@ -102,9 +104,7 @@ def keep_labels(table: LabelTable, names: Sequence[str]) -> LabelTable:
     kept = [i for i, name in enumerate(table.names) if name in names]
     if len(kept) == len(table.names):
         return table
-    return LabelTable(
-        tuple(table.names[i] for i in kept), np.ascontiguousarray(table.ids[:, kept]), table.symbols
-    )
+    return LabelTable(tuple(table.names[i] for i in kept), np.ascontiguousarray(table.ids[:, kept]), table.symbols)
 
 
 def drop_labels(table: LabelTable, names: Sequence[str]) -> LabelTable:
@@ -216,7 +216,17 @@ def _label_name(name: str) -> str:
     return name if plain else quote(name)
 
 
-_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\a": "\\a", "\b": "\\b", "\f": "\\f", "\v": "\\v"}
+_ESCAPES = {
+    '"': '\\"',
+    "\\": "\\\\",
+    "\n": "\\n",
+    "\t": "\\t",
+    "\r": "\\r",
+    "\a": "\\a",
+    "\b": "\\b",
+    "\f": "\\f",
+    "\v": "\\v",
+}
 
 
 def quote(text: str) -> str:

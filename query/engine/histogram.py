@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,16 +68,14 @@ def _note_bad_buckets(ctx: QueryContext, labels: LabelTable, bad: NDArray[np.boo
         ctx.annotations.bad_bucket(ctx.symbols.text(name), ctx.symbols.text(value), span)
 
 
-def _note_fixes(
-    ctx: QueryContext, steps: Steps, labels: LabelTable, fixes: NDArray[np.float64], span: Span
-) -> None:
+def _note_fixes(ctx: QueryContext, steps: Steps, labels: LabelTable, fixes: NDArray[np.float64], span: Span) -> None:
     """One info a metric name: what was fixed, in which buckets, by how much, when."""
     names = column(labels, NAME)
     for symbol in np.unique(names[fixes[:, 0] > 0]).tolist():
         rows = fixes[(names == symbol) & (fixes[:, 0] > 0)]
         name = ctx.symbols.text(symbol)
         times = [
-            datetime.fromtimestamp((steps.first_ms + int(step) * steps.step_ms) // 1000, timezone.utc)
+            datetime.fromtimestamp((steps.first_ms + int(step) * steps.step_ms) // 1000, UTC)
             for step in (rows[:, 4].min(), rows[:, 5].max())
         ]
         begin, end = (time.strftime("%Y-%m-%dT%H:%M:%SZ") for time in times)

@@ -21,9 +21,7 @@ AGGREGATIONS = frozenset(
     ("sum", "avg", "min", "max", "count", "group", "stddev", "stdvar", "quantile", "topk", "bottomk", "count_values")
 )
 
-OPERATORS = frozenset(
-    ("+", "-", "*", "/", "%", "^", "atan2", "==", "!=", "<", "<=", ">", ">=", "and", "or", "unless")
-)
+OPERATORS = frozenset(("+", "-", "*", "/", "%", "^", "atan2", "==", "!=", "<", "<=", ">", ">=", "and", "or", "unless"))
 
 _TIME_OF_STEP = frozenset(
     (

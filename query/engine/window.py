@@ -38,18 +38,18 @@ FOLDS = {
     "predict_linear": kernels.PREDICT_LINEAR,
 }
 
-KEEP_NAME = frozenset(("first_over_time", "last_over_time"))
+KEEP_NAME = frozenset(("", "first_over_time", "last_over_time"))
 """Functions that pick a sample, as ``offset`` does: the result is still the metric."""
 
 _COUNTER_SUFFIXES = ("_total", "_sum", "_count", "_bucket")
+
+_NO_PARAMS = np.zeros(0)
 
 _THREAD_WORK = 400_000
 """Samples and points from which a second thread pays (about 1 ms of work against 50 us to hand it over)."""
 
 
-def selector_times(
-    ctx: QueryContext, steps: Steps, at: int | str | None, offset_ms: int
-) -> tuple[int, int]:
+def selector_times(ctx: QueryContext, steps: Steps, at: int | str | None, offset_ms: int) -> tuple[int, int]:
     """(end of the first window, distance to the next): a pinned range stays where it is at every step."""
     if at is None:
         return steps.first_ms - offset_ms, steps.step_ms
@@ -69,28 +69,15 @@ def _split(ctx: QueryContext, frame: SeriesFrame, steps: int, work: Callable[[in
     return work(0, middle) + other.result()
 
 
+def instant_call(ctx: QueryContext, steps: Steps, selector: VectorSelector, want_time: bool = False) -> WindowCall:
+    """The instant selector as a function of its lookback window: the newest sample, or with ``want_time`` its time."""
+    vector = range_vector(ctx, steps, selector, ctx.lookback_ms)
+    return WindowCall("timestamp" if want_time else "", vector, steps, _NO_PARAMS, 0)
+
+
 def instant_vector(ctx: QueryContext, steps: Steps, selector: VectorSelector, want_time: bool = False) -> Grid:
     """Newest sample of each series within the lookback at each step; with ``want_time`` its time in seconds."""
-    end_ms, step_ms = selector_times(ctx, steps, selector.at, selector.offset_ms)
-    last_ms = end_ms + (steps.count - 1) * step_ms
-    frame = ctx.select(selector.matchers, end_ms - ctx.lookback_ms + 1, last_ms)
-    n = len(frame)
-    ctx.reserve(n, steps.count)
-    values = np.empty((n, steps.count))
-    present = np.empty((n, steps.count), np.bool_)
-    ts_ms, samples, offsets = frame.ts_ms, frame.values, frame.offsets
-    bits = samples.view(np.uint64)
-
-    def work(begin: int, end: int) -> int:
-        return window_last(
-            ts_ms, samples, bits, offsets, begin, end, int(want_time), end_ms, step_ms, ctx.lookback_ms,
-            values[begin:end], present[begin:end],
-        )  # fmt: skip
-
-    found = _split(ctx, frame, steps.count, work)
-    ctx.stats.samples_total += found
-    grid = Grid(frame.labels, values, present, np.full(n, want_time))
-    return grid if found == n * steps.count else grid.without_empty()
+    return evaluate_call(ctx, instant_call(ctx, steps, selector, want_time), selector.span)
 
 
 def range_vector(ctx: QueryContext, steps: Steps, selector: VectorSelector, range_ms: int) -> RangeVector:
@@ -125,7 +112,10 @@ def grid_samples(grid: Grid, steps: Steps) -> SeriesFrame:
 
 @dataclass(slots=True)
 class WindowCall:
-    """A function of a range vector, ready to evaluate any rows at any steps."""
+    """A function of a range vector, ready to evaluate any rows at any steps.
+
+    The instant selector is one too: ``func`` is empty and the range is the lookback (``timestamp`` for its time).
+    """
 
     func: str
     vector: RangeVector
@@ -136,9 +126,7 @@ class WindowCall:
     def __len__(self) -> int:
         return len(self.vector.frame)
 
-    def run(
-        self, begin: int, end: int, first_step: int, out: NDArray[np.float64], present: NDArray[np.bool_]
-    ) -> int:
+    def run(self, begin: int, end: int, first_step: int, out: NDArray[np.float64], present: NDArray[np.bool_]) -> int:
         """Write the points of rows ``[begin, end)`` from ``first_step`` on, ``out.shape[1]`` steps of them.
 
         Returns
@@ -147,21 +135,28 @@ class WindowCall:
         """
         frame = self.vector.frame
         first_ms = self.vector.end_ms + first_step * self.vector.step_ms
+        if self.func in ("", "timestamp"):
+            return window_last(  # type: ignore[no-any-return]
+                frame.ts_ms, frame.values, frame.values.view(np.uint64), frame.offsets, begin, end,
+                int(self.func == "timestamp"), first_ms, self.vector.step_ms, self.vector.range_ms,
+                np.empty(out.shape[1], np.int64), out, present,
+            )  # fmt: skip
         scratch_ts = np.empty(self.row_max, np.int64)
         scratch_values = np.empty(self.row_max)
+        edges = np.empty(2 * out.shape[1], np.int64)
         kind = RATES.get(self.func)
         if kind is not None:
-            return window_rate(
+            return window_rate(  # type: ignore[no-any-return]
                 frame.ts_ms, frame.values, frame.values.view(np.uint64), frame.offsets, begin, end, kind, first_ms,
                 self.vector.step_ms, self.vector.range_ms, scratch_ts, scratch_values,
-                np.empty(self.row_max, np.int64), out, present,
+                np.empty(self.row_max, np.int64), edges, np.empty((5, out.shape[1])), out, present,
             )  # fmt: skip
         last_step = first_step + out.shape[1]
-        return window_fold(
+        return window_fold(  # type: ignore[no-any-return]
             frame.ts_ms, frame.values, frame.values.view(np.uint64), frame.offsets, begin, end, FOLDS[self.func],
             first_ms, self.vector.step_ms, self.vector.range_ms, self.params[first_step:last_step],
-            self.steps.times_ms()[first_step:last_step], scratch_ts, scratch_values, np.empty(self.row_max), out,
-            present,
+            self.steps.times_ms()[first_step:last_step], scratch_ts, scratch_values, np.empty(self.row_max), edges,
+            out, present,
         )  # fmt: skip
 
     def drop_name(self) -> NDArray[np.bool_]:

@@ -36,7 +36,7 @@ def below(a, b):
 
 @device
 def sort_values(values, count):
-    """Sort ``values[:count]`` ascending in place, NaN first (shell sort with Ciura's gaps: no allocation, short code)."""
+    """Sort ``values[:count]`` ascending in place, NaN first (shell sort: no allocation, short code)."""
     gap = 701
     if count > 1750:
         gap = count // 2

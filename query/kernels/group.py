@@ -250,8 +250,8 @@ def histogram(
     low, high : (steps,) float64             φ is in ``low``; or the ends of the fraction
     tolerance : relative difference of two counts that is rounding noise
     scratch_bound, scratch_count : as long as the largest group
-    fixes : (groups, 6) float64, written     what monotonicity cost: steps fixed, lowest and highest bound fixed, largest
-        difference, first and last step
+    fixes : (groups, 6) float64, written     what monotonicity cost: steps fixed, lowest and highest bound fixed,
+        largest difference, first and last step
     out, out_present : (groups, steps), written
 
     Returns

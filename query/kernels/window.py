@@ -34,7 +34,14 @@ def _copy_live(ts_ms, values, bits, begin, end, scratch_ts, scratch_values):
 
 @device
 def _first_after(ts_ms, begin, end, time_ms):
-    """Index of the first sample of ``[begin, end)`` later than ``time_ms``, else ``end``."""
+    """Index of the first sample of ``[begin, end)`` later than ``time_ms``, else ``end``.
+
+    Rows are mostly cut to the query already: the ends are tried first, a search touches cold memory at every probe.
+    """
+    if begin == end or ts_ms[begin] > time_ms:
+        return begin
+    if ts_ms[end - 1] <= time_ms:
+        return end
     while begin < end:
         middle = (begin + end) // 2
         if ts_ms[middle] > time_ms:
@@ -53,15 +60,63 @@ def _stale_count(bits, begin, end):
     return stale
 
 
+@device
+def _is_rising(v, begin, end):
+    """Whether no sample is smaller than the one before and none is NaN (so none is a stale marker either)."""
+    falls = 0
+    for i in range(begin + 1, end):
+        falls += not v[i] >= v[i - 1]
+    return falls == 0 and begin < end and v[begin] == v[begin]
+
+
+@device
+def _edges(t, base, stop, first_ms, step_ms, begin, end, edges):
+    """Write to ``edges[begin:end]`` where in ``[base, stop)`` the samples later than ``first_ms + k * step_ms`` begin.
+
+    Scrapes are regular up to a jitter: an edge lies about as many samples further as the one before did, which takes
+    two well predicted comparisons. One sample more or less does not change the pace.
+    """
+    at = base
+    pace = 0
+    limit_ms = first_ms
+    for k in range(begin, end):
+        found = min(at + pace, stop)
+        while found > at and t[found - 1] > limit_ms:
+            found -= 1
+        while found < stop and t[found] <= limit_ms:
+            found += 1
+        moved = found - at
+        if moved > pace + 1 or moved < pace - 1:
+            pace = moved
+        at = found
+        edges[k] = found
+        limit_ms += step_ms
+
+
+@device
+def _window_edges(t, base, stop, first_ms, step_ms, range_ms, steps, edges):
+    """Edges of all windows: window s is ``[edges[s], edges[s + shift])``; returns shift.
+
+    Where the range is a multiple of the step, windows end where later ones begin: one pass finds both edges.
+    """
+    if step_ms > 0 and range_ms % step_ms == 0 and range_ms // step_ms <= steps:
+        shift = range_ms // step_ms
+        _edges(t, base, stop, first_ms - range_ms, step_ms, 0, steps + shift, edges)
+        return shift
+    _edges(t, base, stop, first_ms - range_ms, step_ms, 0, steps, edges)
+    _edges(t, base, stop, first_ms, step_ms, steps, 2 * steps, edges)
+    return steps
+
+
 @kernel(
     i64(
         mut(i64), mut(f64), const(u64), const(i64), i64, i64, i64, i64, i64, i64,
-        mut(i64), mut(f64), mut(i64), mut(f64, 2), mut(u1, 2),
+        mut(i64), mut(f64), mut(i64), mut(i64), mut(f64, 2), mut(f64, 2), mut(u1, 2),
     )
 )  # fmt: skip
 def window_rate(
     ts_ms, values, bits, offsets, begin, end, kind, first_ms, step_ms, range_ms,
-    scratch_ts, scratch_values, scratch_resets, out, present,
+    scratch_ts, scratch_values, scratch_resets, edges, parts, out, present,
 ):  # fmt: skip
     """``rate``, ``increase`` and ``delta`` with Prometheus' extrapolation, O(1) per window apart from counter resets.
 
@@ -73,6 +128,9 @@ def window_rate(
     kind : DELTA, INCREASE or RATE
     first_ms, step_ms, range_ms : the windows, see the module
     scratch_ts, scratch_values, scratch_resets : at least as long as the longest row
+    edges : (2 * steps,) int64, scratch
+    parts : (5, steps) float64, scratch        of each window: milliseconds before, after and between its outer samples,
+        intervals between samples, first value
     out, present : (end - begin, steps) float64 and bool, written; ``out`` is 0 where absent
 
     Returns
@@ -89,72 +147,82 @@ def window_rate(
         stop = _first_after(ts_ms, base, offsets[row + 1], first_ms + (steps - 1) * step_ms)
         t = ts_ms
         v = values
-        if _stale_count(bits, base, stop) > 0:
-            stop = _copy_live(ts_ms, values, bits, base, stop, scratch_ts, scratch_values)
-            base = 0
-            t = scratch_ts
-            v = scratch_values
-        lo = base
-        hi = base
         resets = 0
+        if kind == DELTA or not _is_rising(v, base, stop):
+            if _stale_count(bits, base, stop) > 0:
+                stop = _copy_live(ts_ms, values, bits, base, stop, scratch_ts, scratch_values)
+                base = 0
+                t = scratch_ts
+                v = scratch_values
+            if kind != DELTA:
+                for i in range(base + 1, stop):
+                    if v[i] < v[i - 1]:
+                        scratch_resets[resets] = i
+                        resets += 1
+        shift = _window_edges(t, base, stop, first_ms, step_ms, range_ms, steps, edges)
         reset_lo = 0
-        previous = math.inf
-        if base < stop:
-            previous = v[base]
+        reset_hi = 0
+        r = row - begin
+        # first the edges of all windows, then the arithmetic of all windows: the second loop has no branches
         for s in range(steps):
             t1 = first_ms + s * step_ms
-            t0 = t1 - range_ms
-            while hi < stop and t[hi] <= t1:
-                value = v[hi]
-                if value < previous:
-                    scratch_resets[resets] = hi
-                    resets += 1
-                previous = value
-                hi += 1
-            while lo < hi and t[lo] <= t0:
-                lo += 1
+            lo = edges[s]
+            hi = edges[s + shift]
             count = hi - lo
             looked += count
+            present[r, s] = count >= 2
             if count < 2:
-                out[row - begin, s] = 0.0
-                present[row - begin, s] = False
+                parts[0, s] = 0.0
+                parts[1, s] = 0.0
+                parts[2, s] = 1.0
+                parts[3, s] = 1.0
+                parts[4, s] = 0.0
+                out[r, s] = 0.0
                 continue
             first = v[lo]
-            result = v[hi - 1] - first
-            if kind != DELTA:
+            difference = v[hi - 1] - first
+            if resets > 0:
                 while reset_lo < resets and scratch_resets[reset_lo] <= lo:
                     reset_lo += 1
-                for j in range(reset_lo, resets):
-                    result += v[scratch_resets[j] - 1]
-            to_start = (t[lo] - t0) / 1000.0
-            to_end = (t1 - t[hi - 1]) / 1000.0
-            sampled = (t[hi - 1] - t[lo]) / 1000.0
-            between = sampled / (count - 1)
+                reset_hi = max(reset_hi, reset_lo)
+                while reset_hi < resets and scratch_resets[reset_hi] < hi:
+                    reset_hi += 1
+                for j in range(reset_lo, reset_hi):
+                    difference += v[scratch_resets[j] - 1]
+            parts[0, s] = t[lo] - (t1 - range_ms)
+            parts[1, s] = t1 - t[hi - 1]
+            parts[2, s] = t[hi - 1] - t[lo]
+            parts[3, s] = count - 1
+            parts[4, s] = first
+            out[r, s] = difference
+        for s in range(steps):
+            to_start = parts[0, s] / 1000.0
+            to_end = parts[1, s] / 1000.0
+            sampled = parts[2, s] / 1000.0
+            first = parts[4, s]
+            difference = out[r, s]
+            between = sampled / parts[3, s]
             threshold = between * 1.1
-            if to_start >= threshold:
-                to_start = between / 2
-            if kind != DELTA and result > 0 and first >= 0:
-                # a counter cannot have been below zero: extrapolate no further than its zero point
-                to_zero = sampled * (first / result)
-                if to_zero < to_start:
-                    to_start = to_zero
-            if to_end >= threshold:
-                to_end = between / 2
+            half = between / 2
+            to_start = half if to_start >= threshold else to_start
+            # a counter cannot have been below zero: extrapolate no further than its zero point
+            to_zero = sampled * (first / difference)
+            cut = (kind != DELTA) & (difference > 0) & (first >= 0) & (to_zero < to_start)
+            to_start = to_zero if cut else to_start
+            to_end = half if to_end >= threshold else to_end
             factor = (sampled + to_start + to_end) / sampled
-            if kind == RATE:
-                factor /= range_s
-            out[row - begin, s] = result * factor
-            present[row - begin, s] = True
+            factor = factor / range_s if kind == RATE else factor
+            out[r, s] = difference * factor
     return looked
 
 
 @kernel(
     i64(
-        mut(i64), mut(f64), const(u64), const(i64), i64, i64, i64, i64, i64, i64, mut(f64, 2), mut(u1, 2),
+        mut(i64), mut(f64), const(u64), const(i64), i64, i64, i64, i64, i64, i64, mut(i64), mut(f64, 2), mut(u1, 2),
     )
 )  # fmt: skip
 def window_last(
-    ts_ms, values, bits, offsets, begin, end, want_time, first_ms, step_ms, lookback_ms, out, present
+    ts_ms, values, bits, offsets, begin, end, want_time, first_ms, step_ms, lookback_ms, edges, out, present
 ):  # fmt: skip
     """The instant selector: the newest sample of each window, absent when that is a stale marker.
 
@@ -172,12 +240,10 @@ def window_last(
     for row in range(begin, end):
         base = _first_after(ts_ms, offsets[row], offsets[row + 1], first_ms - lookback_ms)
         stop = offsets[row + 1]
-        hi = base
+        _edges(ts_ms, base, stop, first_ms, step_ms, 0, steps, edges)
         for s in range(steps):
             t1 = first_ms + s * step_ms
-            while hi < stop and ts_ms[hi] <= t1:
-                hi += 1
-            newest = hi - 1
+            newest = edges[s] - 1
             if newest >= base and ts_ms[newest] > t1 - lookback_ms and bits[newest] != STALE_BITS:
                 out[row - begin, s] = ts_ms[newest] / 1000.0 if want_time != 0 else values[newest]
                 present[row - begin, s] = True
@@ -268,12 +334,12 @@ def _regression(t, v, lo, hi, origin_ms):
 @kernel(
     i64(
         mut(i64), mut(f64), const(u64), const(i64), i64, i64, i64, i64, i64, i64, const(f64), const(i64),
-        mut(i64), mut(f64), mut(f64), mut(f64, 2), mut(u1, 2),
+        mut(i64), mut(f64), mut(f64), mut(i64), mut(f64, 2), mut(u1, 2),
     )
 )  # fmt: skip
 def window_fold(
     ts_ms, values, bits, offsets, begin, end, op, first_ms, step_ms, range_ms, params, origins_ms,
-    scratch_ts, scratch_values, scratch_sort, out, present,
+    scratch_ts, scratch_values, scratch_sort, edges, out, present,
 ):  # fmt: skip
     """All other functions of a range vector: ``op`` over the samples of each window.
 
@@ -306,15 +372,10 @@ def window_fold(
             base = 0
             t = scratch_ts
             v = scratch_values
-        lo = base
-        hi = base
+        shift = _window_edges(t, base, stop, first_ms, step_ms, range_ms, steps, edges)
         for s in range(steps):
-            t1 = first_ms + s * step_ms
-            t0 = t1 - range_ms
-            while hi < stop and t[hi] <= t1:
-                hi += 1
-            while lo < hi and t[lo] <= t0:
-                lo += 1
+            lo = edges[s]
+            hi = edges[s + shift]
             count = hi - lo
             looked += count
             if count < least:

@@ -14,6 +14,7 @@ from tsdb.matchers import Matcher
 
 STALE = float(np.uint64(0x7FF0000000000002).view(np.float64))
 
+
 class MemorySymbols:
     """A base symbol table: strings numbered from 0, which is the empty one."""
 
@@ -41,7 +42,7 @@ Samples = Iterable[tuple[int, float]]
 
 
 class MemoryStorage:
-    """Keeps ``{labels: {time_ms: value}}``; a later value for the same time is ignored, as the real store refuses it."""
+    """Keeps ``{labels: {time_ms: value}}``; another value for the same time is ignored (the real store refuses it)."""
 
     def __init__(self, series: Iterable[tuple[dict[str, str], Samples]] = ()) -> None:
         self._symbols = MemorySymbols()
@@ -103,8 +104,6 @@ class MemoryStorage:
         table = self.series(selectors or [[]], mint_ms, maxt_ms)
         return sorted({name for labels in table for name in labels})
 
-    def label_values(
-        self, name: str, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int
-    ) -> list[str]:
+    def label_values(self, name: str, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int) -> list[str]:
         table = self.series(selectors or [[]], mint_ms, maxt_ms)
         return sorted({labels[name] for labels in table if name in labels})
