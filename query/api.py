@@ -247,19 +247,22 @@ class QueryApi:
         rest = answer.rest
         if rest is None:
             headers.append((b"content-length", str(len(answer.first)).encode()))
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        if rest is None or not with_body:
-            await send({"type": "http.response.body", "body": answer.first if with_body else b""})
+        start = {"type": "http.response.start", "status": answer.status, "headers": headers}
+        if not await _delivered(send, start):
             return
-        await send({"type": "http.response.body", "body": answer.first, "more_body": True})
+        if rest is None or not with_body:
+            await _delivered(send, {"type": "http.response.body", "body": answer.first if with_body else b""})
+            return
         loop = asyncio.get_running_loop()
         gone = asyncio.ensure_future(_disconnected(receive))
+        piece = answer.first
         try:
-            while not gone.done():
-                piece = await loop.run_in_executor(self._executor, next, rest, b"")
-                await send({"type": "http.response.body", "body": piece, "more_body": bool(piece)})
+            while not gone.done() and await _delivered(
+                send, {"type": "http.response.body", "body": piece, "more_body": bool(piece)}
+            ):
                 if not piece:
                     break
+                piece = await loop.run_in_executor(self._executor, next, rest, b"")
         finally:
             gone.cancel()
 
@@ -328,6 +331,15 @@ async def _read_form(receive: Receive) -> bytes | None:
             body += message.get("body", b"")
         if not message.get("more_body", False):
             return bytes(body)
+
+
+async def _delivered(send: Send, message: MutableMapping[str, Any]) -> bool:
+    """Send; False when the client has hung up, which uvloop may notice only now, by an error."""
+    try:
+        await send(message)
+    except (OSError, RuntimeError):
+        return False
+    return True
 
 
 async def _disconnected(receive: Receive) -> None:
