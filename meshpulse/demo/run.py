@@ -7,6 +7,7 @@ import contextlib
 import io
 import re
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -63,7 +64,8 @@ async def _start_meshpulse(
                     async with client.get(f"{url}/-/ready") as response:
                         if response.status == 200:
                             return child, url
-                        text = (await response.text()).strip().partition("(")[0]
+                        phase = (await response.text()).partition(": ")[2].partition("(")[0].strip()
+                        text = f"meshpulse is {phase} ..."
                     if text != said:
                         console.print(f"[dim]{text}[/dim]" if console.is_terminal else text, highlight=False)
                         said = text
@@ -77,8 +79,6 @@ async def _start_meshpulse(
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
