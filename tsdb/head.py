@@ -92,8 +92,9 @@ class Head:
         sealed_bytes_max: int | None = None,
         late_samples_max: int = LATE_SAMPLES_MAX,
     ) -> None:
-        sealed_bytes = max(sealed_bytes_max or capacity_series * SEALED_BYTES_PER_SERIES, SEALED_BYTES_MIN)
-        self._n_slabs = sealed_bytes // 8 // kernels.SLAB_WORDS
+        if sealed_bytes_max is None:
+            sealed_bytes_max = max(capacity_series * SEALED_BYTES_PER_SERIES, SEALED_BYTES_MIN)
+        self._n_slabs = sealed_bytes_max // 8 // kernels.SLAB_WORDS
         n_words = self._n_slabs * kernels.SLAB_WORDS
         self._chunk_rows_max = n_words // 4
         self.capacity_series = capacity_series
