@@ -29,6 +29,7 @@ from query.params import (
     step_param,
     time_param,
 )
+from query.promql.literals import quote
 from query.promql.parser import ParseError, parse, parse_selector
 from query.promql.printer import to_text
 from query.result import QueryResult, QueryStats
@@ -251,7 +252,7 @@ class Endpoints:
         """Recording and alerting rules: none are evaluated."""
         kind = request.params.get("type").lower()
         if kind not in ("", "alert", "record"):
-            raise ParamError("type", f'not supported value "{kind}"')
+            raise ParamError("type", f"not supported value {quote(kind)}")
         return success({"groups": []})
 
     @staticmethod

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import http.client
 import json
 import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pytest
+import uvicorn
 
 from query.api import GZIP_BYTES_MIN, QueryApi, accepts_gzip
 from query.empty import EmptyStorage
@@ -426,6 +429,50 @@ def test_a_client_that_hangs_up_is_not_waited_for() -> None:
         assert api.stats.responses["/api/v1/query", 499] == 1
         storage.gate.set()
     assert sent == []
+
+
+@contextmanager
+def served(api: QueryApi) -> Iterator[http.client.HTTPConnection]:
+    """A connection to the API under uvicorn."""
+    server = uvicorn.Server(
+        uvicorn.Config(api, host="127.0.0.1", port=0, lifespan="off", ws="none", log_level="warning", access_log=False)
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.005)
+    connection = http.client.HTTPConnection(*server.servers[0].sockets[0].getsockname())
+    try:
+        yield connection
+    finally:
+        connection.close()
+        server.should_exit = True
+        thread.join()
+
+
+def test_under_a_real_server() -> None:
+    def fetch(method: str, target: str, body: str | None = None, **headers: str) -> tuple[int, Any, bytes]:
+        connection.request(method, target, body, {k.replace("_", "-"): v for k, v in headers.items()})
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
+
+    matrix = f"/api/v1/query_range?query=m&start={START_MS // 1000}&end={START_MS // 1000 + 299}&step=1"
+    with query_api(wide_storage(200, 300)) as api, served(api) as connection:
+        status, _, body = fetch("POST", "/api/v1/query", "query=1%2B1&time=4", content_type=FORM)
+        assert (status, body) == (200, b'{"status":"success","data":{"resultType":"scalar","result":[4,"2"]}}')
+        status, headers, body = fetch("GET", matrix)
+        assert (status, headers["transfer-encoding"]) == (200, "chunked")
+        assert len(json.loads(body)["data"]["result"]) == 200
+        _, headers, packed = fetch("GET", matrix, accept_encoding="gzip")
+        assert headers["content-encoding"] == "gzip"
+        assert gzip.decompress(packed) == body
+        assert fetch("HEAD", "/api/v1/status/buildinfo")[::2] == (200, b"")
+        assert fetch("OPTIONS", "/api/v1/query", origin="http://x")[::2] == (204, b"")
+        assert fetch("PUT", "/api/v1/query")[::2] == (405, b"Method Not Allowed\n")
+        assert fetch("GET", "/api/v1/label/a%2Fb/values")[::2] == (200, b'{"status":"success","data":[]}')
+        connection.request("GET", matrix)
+        connection.close()  # the client hangs up
+        assert fetch("GET", "/api/v1/query?query=1&time=0")[0] == 200
 
 
 def test_reads_do_not_change_the_store() -> None:
