@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,6 +139,19 @@ def test_every_transition_between_special_values_and_steps() -> None:
 def test_extreme_times_have_borders(first: int) -> None:
     samples = [(t, 5) for t in range(first, min(first + 150, MAX) + 1)]
     check_against_twin([3] * len(samples), samples)
+
+
+@pytest.mark.kernel
+def test_the_example_of_the_format_page() -> None:
+    page = (Path(__file__).parents[2] / "docs/format/chunk.md").read_text(encoding="utf-8")
+    payload = re.search(r"```\n((?:[0-9a-f]{16}[ \n])+)```", page)
+    assert payload
+    start = 1_700_000_000_000
+    one, two = 0x3FF0000000000000, 0x4000000000000000
+    chunks = encoded(
+        [0] * 4, [(start, one), (start + 15_000, one), (start + 30_000, two), (start + 45_003, STALE_BITS)]
+    )
+    assert chunks.words[: chunks.word_counts[0]].tolist() == [int(word, 16) for word in payload[1].split()]
 
 
 def test_no_samples() -> None:
