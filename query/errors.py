@@ -6,8 +6,7 @@
     ├── BadDataError          the expression or its parameters are wrong
     │   └── UnsupportedError  valid PromQL that this engine does not speak (names the construct and its place)
     ├── ExecutionError        evaluation failed: duplicate series in a match group, a limit, an invalid regex
-    ├── QueryTimeoutError     the query ran longer than it may
-    └── BusyError             too many queries at once; the same request may succeed later
+    └── QueryTimeoutError     the query ran, or waited for its turn, longer than it may
 """
 
 from __future__ import annotations
@@ -64,10 +63,3 @@ class QueryTimeoutError(QueryError):
 
     def __init__(self, where: str = "query execution") -> None:
         super().__init__(ErrorType.TIMEOUT, f"query timed out in {where}")
-
-
-class BusyError(QueryError):
-    """Too many queries run at once and none ended while this one waited."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(ErrorType.UNAVAILABLE, message)

@@ -188,11 +188,12 @@ def topk(node: Aggregation, grid: Grid, k: NDArray[np.float64]) -> Grid:
     heap = np.empty(max(1, int(sizes.max(initial=0))), np.int64)
     group_topk(grid.values, grid.present, order, bounds, sizes, sign, heap, keep)
     kept = Grid(grid.labels, grid.values, keep, grid.drop_name)
-    if keep.shape[1] > 1:
+    if grid.values.shape[1] > 1:
         return kept.without_empty()
     rows = np.flatnonzero(keep[:, 0])
     values = grid.values[rows, 0]
-    by_value = np.lexsort([-sign * values, np.isnan(values), group[rows]])
+    ranked = -values if node.op == "topk" else values
+    by_value = np.lexsort((ranked, np.isnan(values), group[rows]))
     return kept.rows(rows[by_value])
 
 
