@@ -161,6 +161,9 @@ class LocalLog:
         self._closing = False
         self._failed_until = 0.0
         self._thread: threading.Thread | None = None
+        self._spare_wanted = threading.Event()
+        self._stop_spares = threading.Event()
+        self._spares_thread = threading.Thread(target=self._prepare_spares, name="log-spares", daemon=True)
 
     # -- start and end
 
@@ -213,8 +216,10 @@ class LocalLog:
             self._open_segment()
         except OSError as error:
             raise LogFailedError(f"cannot begin a log segment in {self._folder.path}: {error}") from error
+        self._folder.reserve()
         self._thread = threading.Thread(target=self._run, name="log-committer", daemon=True)
         self._thread.start()
+        self._spares_thread.start()
 
     def close(self) -> None:
         """Write what is queued, sync, stop."""
@@ -223,6 +228,9 @@ class LocalLog:
             self._wake.notify_all()
         if self._thread is not None:
             self._thread.join()
+            self._stop_spares.set()
+            self._spare_wanted.set()
+            self._spares_thread.join()
 
     # -- any thread
 
@@ -284,6 +292,12 @@ class LocalLog:
     def bytes_on_disk(self) -> int:
         """Space taken by segments and spares."""
         return self._folder.bytes_on_disk()
+
+    def _prepare_spares(self) -> None:
+        while not self._stop_spares.is_set():
+            self._spare_wanted.wait()
+            self._spare_wanted.clear()
+            self._folder.refill(self._stop_spares)
 
     # -- the committer thread
 
@@ -433,7 +447,7 @@ class LocalLog:
         with self._segments_lock:
             self._segment = segment
             self.stats.segments = len(self._closed_segments) + 1
-        self._folder.refill()
+        self._spare_wanted.set()
 
     def _abandon(self) -> None:
         """Stop writing to the current segment; it stays in the log."""

@@ -11,7 +11,10 @@ from tsdb.wal.framing import HEADER_COPIES, RECORDS_FIRST, SegmentHeader, new_sa
 
 SUFFIX = ".wal"
 SPARES_MAX = 2
-"""Reserve of preallocated files: with a full disk two more segments can still be begun."""
+"""Preallocated files: one to be used next, one in reserve for a full disk."""
+ZEROS_BYTES = 1 << 20
+PAUSE_S = 0.005
+"""Between two pieces of zeros: a spare is needed in minutes, the disk's attention to log syncs always."""
 
 
 class Partitions:
@@ -58,8 +61,8 @@ class SegmentFolder:
     """Segment files ``<number>.wal`` and spares ``spare-<n>.tmp`` of one log.
 
     A file gets its segment name only after its header is on the device, so a named segment is whole or damaged,
-    never half made. Freed files become spares again: overwriting written space needs no journal commit
-    (``fdatasync`` p50 0.19 ms against 0.29 ms for a growing file, storage.md section 5).
+    never half made. Spares are filled with zeros, or were segments before: ``fdatasync`` into written space needs no
+    journal commit (measured: 33 us CPU and 0.16 ms, against 57 us and 0.26 ms after ``fallocate`` alone).
     """
 
     def __init__(self, path: Path, segment_bytes: int, files: Files) -> None:
@@ -109,15 +112,45 @@ class SegmentFolder:
             raise
         return segment
 
-    def refill(self) -> None:
-        """Have one spare in reserve, if the disk still gives one."""
+    def reserve(self) -> None:
+        """Have at least one spare, at once; without zeros, for it may never be used."""
         with self._lock:
             wanted = not self._spares
         if wanted:
-            with contextlib.suppress(OSError):  # the disk is full or failing: the next write finds out and says so
+            with contextlib.suppress(OSError):  # a full or failing disk: the next write finds out and says so
                 spare = self._make_spare()
                 with self._lock:
+                    self._spares.insert(0, spare)
+
+    def refill(self, stop: threading.Event) -> None:
+        """Prepare the spare to be used next, slowly, unless it is there; runs beside the committer."""
+        with self._lock:
+            wanted = len(self._spares) < SPARES_MAX
+        if not wanted:
+            return
+        with contextlib.suppress(OSError):
+            spare = self._make_spare()
+            try:
+                fd = self._files.open(spare)
+                try:
+                    for offset in range(0, self.segment_bytes, ZEROS_BYTES):
+                        size = min(ZEROS_BYTES, self.segment_bytes - offset)
+                        self._files.write_at(fd, bytes(size), offset)
+                        self._files.sync_data(fd)
+                        if stop.wait(PAUSE_S):
+                            self._files.remove(spare)
+                            return
+                finally:
+                    self._files.close(fd)
+            except OSError:
+                self._files.remove(spare)
+                raise
+            with self._lock:
+                enough = len(self._spares) >= SPARES_MAX  # freed segments came in meanwhile
+                if not enough:
                     self._spares.append(spare)
+            if enough:
+                self._files.remove(spare)
 
     def trim(self, segments: list[Segment]) -> None:
         """Give back the unused preallocation of segments that a crash left open: only zeros are cut off."""

@@ -19,6 +19,7 @@ from tsdb.wal import LocalLog, Record, SyncMode
 from tsdb.wal.framing import RECORDS_FIRST
 
 SMALL = 1 << 16
+SPARES = shutil.ignore_patterns("spare-*")  # they come and go beside the log; a start throws them away
 
 
 class Put:
@@ -107,7 +108,9 @@ def test_acknowledged_means_synced_then_applied(tmp_path: Path) -> None:
         future.add_done_callback(lambda _: files.mark("acknowledge"))
         future.result(30)
     log.close()
-    kinds = [event[1] if event[0] == "mark" else event[0] for event in files.events]
+    segment = next(event[3] for event in files.events if event[0] == "move")  # spares are prepared meanwhile
+    events = [event for event in files.events if event[0] == "mark" or event[1] == segment]
+    kinds = [event[1] if event[0] == "mark" else event[0] for event in events]
     at = [i for i, kind in enumerate(kinds) if kind == "acknowledge"]
     assert len(at) == 5
     for i in at:
@@ -121,12 +124,13 @@ def test_a_new_segment_is_durable_by_name_before_a_record_is_acknowledged(tmp_pa
         log.submit(Put(b"\xff" + bytes(range(256)) * 100)).result(30)
         files.mark("acknowledge")
     log.close()
-    kinds = [event[0] for event in files.events]
     for i, event in enumerate(files.events):
         if event[0] == "move":
             assert event[2].suffix == ".wal"  # type: ignore[attr-defined]
-            assert kinds[i - 1] == "sync", "header first"
-            assert kinds[i + 1] == "sync_folder"
+            before = [e[0] for e in files.events[:i] if e[1] == event[3]]
+            assert before[-1] == "sync", "header first"
+            after = [e[0] for e in files.events[i:] if e[0] in ("mark", "sync_folder")]
+            assert after[0] == "sync_folder"
 
 
 def test_r6_a_start_never_appends_behind_an_old_tail(tmp_path: Path) -> None:
@@ -258,7 +262,7 @@ def test_r7_after_one_failure_a_new_segment_takes_the_group(tmp_path: Path, fail
     assert op.segments == [1, 2], "asked again, so that the new segment gets its own dictionary"
     log.submit(Put(b"after")).result(30)
     assert log.stats.sync_failures + log.stats.write_failures == 1
-    shutil.copytree(tmp_path, tmp_path / "crash")  # as after kill -9
+    shutil.copytree(tmp_path, tmp_path / "crash", ignore=SPARES)  # as after kill -9
     log.close()
     for folder in (tmp_path, tmp_path / "crash"):
         found = bodies(folder)
@@ -374,8 +378,7 @@ def test_segments_are_freed_in_order_and_their_space_is_used_again(tmp_path: Pat
     assert all(max_ms == position - 1 for _, _, max_ms, position in asked)
     assert {(t, s) for t, s, _, _ in asked} <= {(t, s) for t in "ab" for s in range(3)}
     assert log.free(lambda *_: False) == 0
-    spares = list(tmp_path.glob("spare-*"))
-    assert len(spares) == 2
+    assert 2 <= len(list(tmp_path.glob("spare-*"))) <= 3, "one may just be in the making"
     before = bodies_of_copy(tmp_path)
     assert log.free(lambda *_: True) > 0
     for _ in range(8):  # into the recycled files, behind whose end lie records of their former life
@@ -388,14 +391,14 @@ def test_segments_are_freed_in_order_and_their_space_is_used_again(tmp_path: Pat
 def bodies_of_copy(folder: Path) -> list[bytes]:
     """What a start after kill -9 would find."""
     copy = folder.parent / f"{folder.name}-copy-{time.monotonic_ns()}"
-    shutil.copytree(folder, copy)
+    shutil.copytree(folder, copy, ignore=SPARES)
     return bodies(copy)
 
 
 def test_a_crash_gives_the_unused_space_back_at_the_next_start(tmp_path: Path) -> None:
     log = opened(tmp_path / "a")
     log.submit(Put(b"x")).result(30)
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.copytree(tmp_path / "a", tmp_path / "b", ignore=SPARES)
     log.close()
     log = opened(tmp_path / "b")
     first = sorted((tmp_path / "b").glob("*.wal"))[0]
