@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 
 from tsdb.chunks import Chunks, LateSamples
 from tsdb.errors import CorruptionError
-from tsdb.gorilla import check_descriptors, encode_rows
+from tsdb.gorilla import check_descriptors
 from tsdb.kernels import assemble as kernels
 from tsdb.kernels.gorilla import PAD_WORDS
-
-__all__ = ["assemble", "encode_rows"]
 
 SAMPLES_PER_THREAD_MIN = 100_000
 """Fewer are decoded in about 0.3 ms: not worth a thread."""

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from tests.reference.head import Sample
 from tests.reference.head import assemble as reference
-from tsdb.assemble import assemble, encode_rows
+from tsdb.assemble import assemble
 from tsdb.batch import STALE_BITS
 from tsdb.chunks import Chunks, LateSamples
 from tsdb.errors import CorruptionError
+from tsdb.gorilla import encode_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 
