@@ -183,17 +183,16 @@ class Shard:
     # -- writing, on the committer thread
 
     def append(
-        self,
-        refs: NDArray[np.uint32],
-        ts_ms: NDArray[np.int64],
-        bits: NDArray[np.uint64],
-        status: NDArray[np.uint8],
-        window_ms: int,
-    ) -> None:
-        """Decide and store the samples of one batch; ``status`` gets one SampleStatus a sample.
+        self, refs: NDArray[np.uint32], ts_ms: NDArray[np.int64], bits: NDArray[np.uint64], window_ms: int
+    ) -> NDArray[np.uint8] | None:
+        """Decide and store the samples of one batch.
 
         Samples more than ``window_ms`` behind the shard's newest at the start of the batch are too old: that depends
         on the log's order alone, so that a replay decides the same.
+
+        Returns
+        -------
+        (n,) uint8        one SampleStatus a sample; None when every sample is accepted
         """
         slots = np.empty(len(refs), np.uint32)
         used = assign_slots(refs, self._n_slots, self._slots(), self._ref_of.array, slots)
@@ -201,12 +200,14 @@ class Shard:
             raise OverloadedError(f"{self._prefix} holds its most series, {len(self._ref_of.array)}")
         self._n_slots = used
         floor_ms = self.newest_ms - window_ms if self.newest_ms > MIN_MS + window_ms else MIN_MS
-        self.head.append(slots, ts_ms, bits, status, floor_ms, self.cut_floor_ms)
-        below = np.flatnonzero(status == SampleStatus.BELOW_CUT)
-        if len(below):
-            self._append_below_cut(slots[below], refs[below], ts_ms[below], bits[below], status, below)
-        if self.head.sample_count:
-            self.newest_ms = max(self.newest_ms, self.head.newest_ms)
+        status = np.empty(len(refs), np.uint8)
+        accepted = self.head.append(slots, ts_ms, bits, status, floor_ms, self.cut_floor_ms)
+        if accepted < len(refs):
+            below = np.flatnonzero(status == SampleStatus.BELOW_CUT)
+            if len(below):
+                self._append_below_cut(slots[below], refs[below], ts_ms[below], bits[below], status, below)
+        self.newest_ms = max(self.newest_ms, self.head.newest_ms)
+        return status if accepted < len(refs) else None
 
     def _append_below_cut(
         self,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tsdb.arena import Arena
 from tsdb.assemble import assemble
-from tsdb.batch import STATUS_REASON, AppendResult, SampleBatch
+from tsdb.batch import STATUS_REASON, AppendResult, SampleBatch, SampleStatus
 from tsdb.blockstore import BlockStore
 from tsdb.disk import DiskGuard
 from tsdb.errors import CorruptionError, LimitError, Reason
@@ -225,18 +225,16 @@ class Tenant:
     def store(self, parts: Iterable[ShardBatch], size: int) -> AppendResult:
         """Store samples in log order; replay takes this way too, so it decides the same."""
         self._ready_slots()
-        status = np.zeros(size, np.uint8)
+        status: NDArray[np.uint8] | None = None
         for part in parts:
-            decided = np.zeros(len(part.refs), np.uint8)
-            part.shard.append(part.refs, part.ts_ms, part.bits, decided, self._time_limits.out_of_order_window_ms)
-            if decided.any():
+            decided = part.shard.append(part.refs, part.ts_ms, part.bits, self._time_limits.out_of_order_window_ms)
+            if decided is not None:
+                status = np.zeros(size, np.uint8) if status is None else status
                 status[part.index] = decided
-        rejected: dict[Reason, int] = {}
-        if status.any():
-            for code, reason in STATUS_REASON.items():
-                count = int(np.count_nonzero(status == code))
-                if count:
-                    rejected[reason] = count
+        if status is None:
+            return AppendResult(size)
+        counts = np.bincount(status, minlength=len(SampleStatus)).tolist()
+        rejected = {reason: counts[code] for code, reason in STATUS_REASON.items() if counts[code]}
         return AppendResult(size - sum(rejected.values()), rejected, status)
 
     # -- reading
