@@ -7,12 +7,13 @@ import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import health
 import ingest
 import query
 import tsdb
 from tsdb.kernels import _jit
 
-_ROOMS = (tsdb, ingest, query)
+_ROOMS = (tsdb, ingest, query, health)
 
 
 def kernel_modules() -> Iterator[str]:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-ROOMS = ("tsdb", "ingest", "query", "meshpulse")
+ROOMS = ("tsdb", "ingest", "query", "health", "meshpulse")
 
 
 def run(*command: str | Path) -> None:
