@@ -47,7 +47,7 @@ async def _start_meshpulse(
         yaml.safe_dump(
             {
                 "global": {"scrape_interval": SCRAPE_INTERVAL, "scrape_timeout": SCRAPE_INTERVAL},
-                "storage": {"free_bytes_min": 0},
+                "storage": {"free_bytes_min": 0, "free_fraction_min": 0},  # a minute of samples fits anywhere
                 "scrape_configs": jobs,
             }
         )

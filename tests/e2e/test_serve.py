@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -140,6 +141,38 @@ def test_sigterm_drains_and_the_data_survives(tmp_path: Path) -> None:
     with Server(tmp_path) as second:
         assert second.query("survivor", time=now / 1000)[0]["value"] == [now / 1000, "1"]
         assert second.metric("meshpulse_replayed_samples_total") == 1
+
+
+def test_an_open_request_is_finished_after_sigterm(tmp_path: Path) -> None:
+    now = time.time_ns() // 1_000_000
+    body = write_body([({"__name__": "late_body"}, [(now, 1.0)])])
+    head = f"POST /api/v1/write HTTP/1.1\r\nHost: x\r\nContent-Encoding: snappy\r\nContent-Length: {len(body)}\r\n\r\n"
+    with Server(tmp_path) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+            connection.sendall(head.encode() + body[:5])
+            time.sleep(0.3)
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            connection.sendall(body[5:])
+            assert connection.recv(1000).startswith(b"HTTP/1.1 204")
+        assert server.process.wait(30) == 0
+    with Server(tmp_path) as server:
+        assert len(server.query("late_body", time=now / 1000)) == 1
+
+
+def test_inspect_wal_prints_what_was_written(tmp_path: Path) -> None:
+    now = time.time_ns() // 1_000_000
+    with Server(tmp_path) as server:
+        assert server.write(write_body([({"__name__": "inspected", "zone": "a"}, [(now, 1.0)])])).status == 204
+    done = run("inspect", "wal", str(tmp_path / "data" / "wal"))
+    assert done.returncode == 0, done.stderr
+    assert "inspected" in done.stdout
+
+
+def test_warm_tells_where_the_kernels_are() -> None:
+    done = run("warm")
+    assert done.returncode == 0, done.stderr
+    assert "kernels ready in" in done.stdout
 
 
 def test_json_logs(tmp_path: Path) -> None:
