@@ -166,7 +166,8 @@ def test_inspect_wal_prints_what_was_written(tmp_path: Path) -> None:
         assert server.write(write_body([({"__name__": "inspected", "zone": "a"}, [(now, 1.0)])])).status == 204
     done = run("inspect", "wal", str(tmp_path / "data" / "wal"))
     assert done.returncode == 0, done.stderr
-    assert "inspected" in done.stdout
+    assert "SERIES: 1 records" in done.stdout
+    assert "SAMPLES: 1 records" in done.stdout
 
 
 def test_warm_tells_where_the_kernels_are() -> None:
