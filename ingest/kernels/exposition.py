@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from ingest.kernels.compare import same_bytes
 from ingest.kernels.decimal import MINUS, NINE, PLUS, ZERO, parse_decimal
 from tsdb.kernels._jit import const, device, i64, kernel, mut, u8, u32, u64
-from tsdb.kernels.keys import equal_bytes, find_key, hash_bytes, load64
+from tsdb.kernels.keys import find_key, hash_bytes, load64
 
 MALFORMED = -1
 FULL = -2
@@ -172,7 +173,7 @@ def parse_exposition(
             if (
                 guess > 0
                 and pos + length < n_bytes
-                and equal_bytes(text, pos, key_bytes, i64(key_offsets[guess]), length)
+                and same_bytes(text, pos, key_bytes, i64(key_offsets[guess]), length)
             ):
                 end = pos + length
                 if text[end - 1] == CLOSE or (
