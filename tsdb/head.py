@@ -23,11 +23,12 @@ from tsdb.chunks import CHUNK_SPAN_MS, ChunkKind, Chunks, LateSamples
 from tsdb.errors import CorruptionError, OverloadedError
 from tsdb.kernels import head as kernels
 from tsdb.kernels.gorilla import PAD_WORDS, SAMPLES_MAX, WORDS_MAX
-from tsdb.late import LateStore, gather
+from tsdb.late import LateStore, Run, gather
 
 MIN_MS = -(1 << 63)
 MAX_MS = (1 << 63) - 1
 _BIAS = 1 << 63
+_NO_TIME = np.uint64((1 << 64) - 1)
 
 SLOTS_PER_HOLD = 8192
 """Series copied, sealed or dropped per holding of the lock: about 5 ms."""
@@ -94,6 +95,7 @@ class Head:
     ) -> None:
         if sealed_bytes_max is None:
             sealed_bytes_max = max(capacity_series * SEALED_BYTES_PER_SERIES, SEALED_BYTES_MIN)
+        assert capacity_series * BLOCKS_PER_SERIES * kernels.BLOCK_WORDS < 1 << 32, "places in blocks have 32 bits"
         self._n_slabs = sealed_bytes_max // 8 // kernels.SLAB_WORDS
         n_words = self._n_slabs * kernels.SLAB_WORDS
         self._chunk_rows_max = n_words // 4
@@ -109,7 +111,7 @@ class Head:
         self._slabs = np.zeros(self._n_slabs * 2, np.uint64)
         self._control = np.zeros(kernels.CONTROL_WORDS, np.uint64)
         self._control[kernels.SPAN] = span_ms
-        self._control[kernels.OLDEST] = np.uint64((1 << 64) - 1)
+        self._control[[kernels.OLDEST, kernels.OLDEST_LEFT]] = _NO_TIME
         self._border_ms = MIN_MS
         self._huge_pages = False
         self._decided = np.zeros(len(SampleStatus), np.int64)
@@ -253,7 +255,7 @@ class Head:
         slots = np.ascontiguousarray(slots, np.uint32)
         low, high = _biased(mint_ms), _biased(maxt_ms)
         parts = []
-        runs = self._late.runs
+        runs: tuple[Run, ...] = ()
         for begin in range(0, len(slots), SLOTS_PER_HOLD):
             some = slots[begin : begin + SLOTS_PER_HOLD]
             totals = np.zeros(1, np.int64)
@@ -319,12 +321,13 @@ class Head:
         border = _biased(border_ms)
         with self._lock:
             self._late.drop(border_ms)
-            self._control[kernels.OLDEST] = np.uint64((1 << 64) - 1)
+            self._control[kernels.OLDEST_LEFT] = _NO_TIME
         for begin, end in self._ranges():
             kernels.drop_below(
                 begin, end, border, self._read[0], self._read[1], self._read[3], self._slabs, self._control
             )
         with self._lock:
+            self._control[kernels.OLDEST] = self._control[kernels.OLDEST_LEFT]
             self._collect_slabs()
 
     def _ranges(self) -> Iterator[tuple[int, int]]:

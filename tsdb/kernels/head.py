@@ -32,7 +32,7 @@ SLAB_WORDS = 1 << 17
 BLOCK_WORDS = 16
 STATE_WORDS = 8
 CHUNK_WORDS = 4
-CONTROL_WORDS = 21
+CONTROL_WORDS = 22
 
 # control
 FREE_BLOCK = 0  # 1 + first free block
@@ -52,6 +52,7 @@ NEWEST = 13  # biased; 0 = none yet
 OLDEST = 14  # biased
 SPAN = 15  # milliseconds; no chunk crosses a multiple of it
 FREE_SLABS = 20  # length of the free list
+OLDEST_LEFT = 21  # biased; what OLDEST becomes at the end of a drop
 SPILL = 16  # 4 words of scratch: full words on their way into a block
 
 PENDING = 255
@@ -88,6 +89,7 @@ _OPEN_CHUNKS = np.uint64(OPEN_CHUNKS)
 _SAMPLES = np.uint64(SAMPLES)
 _NEWEST = np.uint64(NEWEST)
 _OLDEST = np.uint64(OLDEST)
+_OLDEST_LEFT = np.uint64(OLDEST_LEFT)
 _SPAN = np.uint64(SPAN)
 _SPILL = np.uint64(SPILL)
 _FREE_SLABS = np.uint64(FREE_SLABS)
@@ -297,6 +299,7 @@ def append_samples(slots, times, values, floor, state, blocks, sealed, chunks, s
                 state[row + _END] = span_end(time, control[_SPAN])
                 control[_OPEN_CHUNKS] += _1
                 control[_OLDEST] = min(control[_OLDEST], time)
+                control[_OLDEST_LEFT] = min(control[_OLDEST_LEFT], time)
                 control[_SLOTS] = max(control[_SLOTS], u64(slots[i]) + _1)
             state[row + _LAST] = time
             state[row + _VALUE] = value
@@ -536,7 +539,7 @@ def list_below(begin, end, border, state, chunks, out, at):
 def drop_below(begin, end, border, state, blocks, chunks, slabs, control):
     """Forget the sealed chunks of slots ``[begin, end)`` that lie wholly below the biased border.
 
-    ``control[OLDEST]`` becomes the least of itself and the first time that is left; slabs without a living chunk
+    ``control[OLDEST_LEFT]`` becomes the least of itself and the first time that is left; slabs without a living chunk
     are for the caller to collect.
 
     Returns
@@ -544,7 +547,7 @@ def drop_below(begin, end, border, state, blocks, chunks, slabs, control):
     int64        chunks dropped
     """
     dropped = 0
-    oldest = control[_OLDEST]
+    oldest = control[_OLDEST_LEFT]
     for slot in range(begin, end):
         row = u64(slot) * _8
         if state[row + _PACKED] != _0:
@@ -572,5 +575,5 @@ def drop_below(begin, end, border, state, blocks, chunks, slabs, control):
             link = older
             dropped += 1
     control[_CHUNKS_USED] -= u64(dropped)
-    control[_OLDEST] = oldest
+    control[_OLDEST_LEFT] = oldest
     return dropped
