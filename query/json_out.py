@@ -187,16 +187,16 @@ def success(data: Any, warnings: Sequence[str] = ()) -> bytes:
 
 def _stats(stats: QueryStats) -> bytes:
     seconds = stats.seconds
-    inner = seconds.get("eval", 0.0)
-    prepare = seconds.get("prepare", 0.0) + seconds.get("select", 0.0)
+    evaluated = seconds.get("eval", 0.0)  # reading the series included
+    selected = seconds.get("select", 0.0)
     sort = seconds.get("sort", 0.0)
     return dumps(
         {
             "timings": {
-                "evalTotalTime": prepare + inner + sort,
+                "evalTotalTime": evaluated + sort,
                 "resultSortTime": sort,
-                "queryPreparationTime": prepare,
-                "innerEvalTime": inner,
+                "queryPreparationTime": selected,
+                "innerEvalTime": max(0.0, evaluated - selected),
                 "execQueueTime": seconds.get("queue", 0.0),
                 "execTotalTime": seconds.get("total", 0.0),
             },

@@ -94,7 +94,7 @@ def parse_time(text: str) -> int:
     """
     if _FLOAT.fullmatch(text):
         seconds = float(text)
-        if abs(seconds) < MAX_TIME_MS / 1000:
+        if abs(seconds) <= MAX_TIME_MS // 1000:
             whole = int(seconds)
             return whole * 1000 + round_half_away((seconds - whole) * 1000)
     elif match := _RFC_3339.fullmatch(text):

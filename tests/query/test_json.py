@@ -260,7 +260,11 @@ def test_symbols_of_store_and_query_mixed(distance: int) -> None:
 
 
 def test_annotations_and_stats() -> None:
-    stats = QueryStats(samples_total=7, peak_samples=3, seconds={"eval": 0.5, "total": 0.75, "queue": 0.25})
+    stats = QueryStats(
+        samples_total=7,
+        peak_samples=3,
+        seconds={"eval": 0.5, "select": 0.125, "sort": 0.25, "total": 0.75, "queue": 0.0625},
+    )
     warnings = tuple(f"PromQL warning: w{i} (1:1)" for i in range(12))
     got = json.loads(
         whole(json_out.query_answer(QueryResult(ScalarResult(0, 1.0), warnings, ("i",), stats), stats=True))
@@ -271,11 +275,11 @@ def test_annotations_and_stats() -> None:
     assert list(got["data"]) == ["resultType", "result", "stats"]
     assert got["data"]["stats"] == {
         "timings": {
-            "evalTotalTime": 0.5,
-            "resultSortTime": 0.0,
-            "queryPreparationTime": 0.0,
-            "innerEvalTime": 0.5,
-            "execQueueTime": 0.25,
+            "evalTotalTime": 0.75,
+            "resultSortTime": 0.25,
+            "queryPreparationTime": 0.125,
+            "innerEvalTime": 0.375,
+            "execQueueTime": 0.0625,
             "execTotalTime": 0.75,
         },
         "samples": {"totalQueryableSamples": 7, "peakSamples": 3},
