@@ -165,10 +165,13 @@ def _check_one_side(matching: VectorMatching, one: Grid, group: NDArray[np.int32
         )
 
 
-def _pairs(many: NDArray[np.int32], one: NDArray[np.int32], groups: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _pairs(
+    ctx: QueryContext, steps: int, many: NDArray[np.int32], one: NDArray[np.int32], groups: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """All (row of the many side, row of the one side) in one match group, ordered by the many side."""
     order, bounds = by_group(one, groups)
     counts = np.diff(bounds)[many]
+    ctx.reserve(int(counts.sum()), steps)
     left = np.repeat(np.arange(len(many)), counts)
     offset = np.arange(len(left)) - np.repeat(np.cumsum(counts) - counts, counts)
     return left, order[bounds[many[left]] + offset]
@@ -182,8 +185,7 @@ def vectors(ctx: QueryContext, node: Binary, lhs: Grid, rhs: Grid) -> Grid:
     many, one = (rhs, lhs) if swapped else (lhs, rhs)
     many_group, one_group, groups = _match_groups(matching, many.labels, one.labels)
     _check_one_side(matching, one, one_group, many, groups)
-    m, o = _pairs(many_group, one_group, groups)
-    ctx.reserve(len(m), many.values.shape[1])
+    m, o = _pairs(ctx, many.values.shape[1], many_group, one_group, groups)
     present = many.present[m] & one.present[o]
     many_values, one_values = many.values[m], one.values[o]
     a, b = (one_values, many_values) if swapped else (many_values, one_values)

@@ -160,7 +160,10 @@ class QueryContext:
         try:
             frame = self.storage.select(matchers, mint_ms, maxt_ms, SelectLimits(self.limits.series_max, left))
         except LimitError as e:
-            raise ExecutionError(f"query selects too much: {e}") from e
+            raise ExecutionError(
+                f"query selects too much: {e} (limits.query.series_max = {self.limits.series_max}, "
+                f"limits.query.samples_max = {self.limits.samples_max})"
+            ) from e
         self.stats.samples += len(frame.ts_ms)
         self.stats.series += len(frame)
         self._check_samples()

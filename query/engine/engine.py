@@ -152,6 +152,8 @@ class Engine:
             ctx = QueryContext(text, storage, self.limits, steps, lookback_ms, deadline, self._pool)
             with np.errstate(all="ignore"):
                 value = value_of(ctx, expr)
+        except RecursionError as e:
+            raise ExecutionError("expression is nested too deeply") from e
         except MemoryError as e:
             raise ExecutionError("query needs more memory than there is") from e
         finally:

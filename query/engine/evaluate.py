@@ -21,6 +21,7 @@ from query.engine.window import (
     grid_samples,
     instant_call,
     instant_vector,
+    no_samples,
     range_vector,
     subquery_steps,
     window_call,
@@ -125,12 +126,10 @@ class Evaluator:
                 f"subquery has {steps.count} steps, more than limits.query.subquery_steps_max "
                 f"({self.ctx.limits.subquery_steps_max})"
             )
-        # without any step the expression still must be one that can be evaluated: look at a single one, keep nothing
-        inner = Evaluator(self.ctx, steps if steps.count else Steps(steps.first_ms, steps.step_ms, 1))
-        grid = as_grid(self.ctx, inner.evaluate(node.expr))
-        if not steps.count:
-            grid = grid.rows(np.zeros(0, np.intp))
-        return RangeVector(grid_samples(grid, inner.steps), grid.drop_name, node.range_ms, end_ms, step_ms)
+        if steps.count == 0:  # no multiple of the resolution lies in any window
+            return RangeVector(no_samples(self.ctx), np.zeros(0, np.bool_), node.range_ms, end_ms, step_ms)
+        grid = as_grid(self.ctx, Evaluator(self.ctx, steps).evaluate(node.expr))
+        return RangeVector(grid_samples(grid, steps), grid.drop_name, node.range_ms, end_ms, step_ms)
 
     def _unary(self, node: Unary) -> Value:
         value = self.evaluate(node.expr)

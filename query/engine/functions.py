@@ -56,9 +56,15 @@ def round_to(values: Values, nearest: Values) -> Values:
     return np.asarray(np.floor(values * inverse + 0.5) / inverse)
 
 
+def _larger(a: Values, b: Values) -> Values:
+    """Go's ``math.Max``: infinity wins over NaN, +0 over -0."""
+    larger = np.where((a == 0) & (b == 0), a + b, np.maximum(a, b))
+    return np.where((a == np.inf) | (b == np.inf), np.inf, larger)
+
+
 def clamp(grid: Grid, low: Values, high: Values) -> Grid:
     """``clamp``, ``clamp_min`` and ``clamp_max``: nothing at steps where ``high`` is below ``low``."""
-    values = np.maximum(low, np.minimum(high, grid.values))
+    values = _larger(low, -_larger(-high, -grid.values))
     if not (high < low).any():
         return grid.derived(values)
     return grid.derived(values, grid.present & ~(high < low)).without_empty()

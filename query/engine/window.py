@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from query.engine.context import QueryContext, Steps
-from query.engine.grid import NAME, Grid, RangeVector, column, quote
+from query.engine.grid import NAME, Grid, RangeVector, column, empty_table, quote
 from query.kernels import window as kernels
 from query.kernels.window import window_fold, window_last, window_rate
 from query.promql.ast import Span, Subquery, VectorSelector
@@ -44,6 +44,9 @@ KEEP_NAME = frozenset(("", "first_over_time", "last_over_time"))
 _COUNTER_SUFFIXES = ("_total", "_sum", "_count", "_bucket")
 
 _NO_PARAMS = np.zeros(0)
+
+_CHECK_WORK = 1 << 26
+"""Samples that windows look at between two looks at the clock, about 0.2 s of compensated summing."""
 
 _THREAD_WORK = 400_000
 """Samples and points from which a second thread pays (about 1 ms of work against 50 us to hand it over)."""
@@ -99,6 +102,11 @@ def subquery_steps(ctx: QueryContext, steps: Steps, subquery: Subquery) -> tuple
     last_ms = end_ms + (steps.count - 1) * step_ms
     count = (last_ms - first_ms) // resolution + 1 if last_ms >= first_ms else 0
     return Steps(first_ms, resolution, count), end_ms, step_ms
+
+
+def no_samples(ctx: QueryContext) -> SeriesFrame:
+    """No series at all."""
+    return SeriesFrame(empty_table(ctx.symbols), np.zeros(1, np.int64), np.zeros(0, np.int64), np.zeros(0))
 
 
 def grid_samples(grid: Grid, steps: Steps) -> SeriesFrame:
@@ -178,9 +186,19 @@ def evaluate_call(ctx: QueryContext, call: WindowCall, span: Span) -> Grid:
     values = np.empty((n, count))
     present = np.empty((n, count), np.bool_)
     frame = call.vector.frame
-    ctx.stats.samples_total += _split(
-        ctx, frame, count, lambda begin, end: call.run(begin, end, 0, values[begin:end], present[begin:end])
-    )
+    # bounded pieces, so that a query whose windows are long can be stopped
+    batch = max(1, _CHECK_WORK // max(1, count * min(call.row_max, _CHECK_WORK)))
+
+    def work(begin: int, end: int) -> int:
+        looked = 0
+        for at in range(begin, end, batch):
+            to = min(end, at + batch)
+            looked += call.run(at, to, 0, values[at:to], present[at:to])
+            if to < end:
+                ctx.check_time()
+        return looked
+
+    ctx.stats.samples_total += _split(ctx, frame, count, work)
     grid = Grid(frame.labels, values, present, call.drop_name()).without_empty()
     note_counters(ctx, call.func, grid.labels, span)
     return grid

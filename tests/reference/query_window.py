@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 
@@ -37,7 +38,7 @@ def window_rate(samples: list[Sample], kind: str, end_ms: int, range_ms: int) ->
     counter = kind != "delta"
     result = last - first
     if counter:
-        for (_, before), (_, after) in zip(inside, inside[1:], strict=False):
+        for (_, before), (_, after) in itertools.pairwise(inside):
             if after < before:
                 result += before
     to_start = (first_t - (end_ms - range_ms)) / 1000
@@ -149,7 +150,7 @@ def window_fold(
     values = [v for _, v in inside]
     if len(inside) < (2 if op in ("irate", "idelta", "deriv", "predict_linear") else 1):
         return None
-    pairs = list(zip(values, values[1:], strict=False))
+    pairs = list(itertools.pairwise(values))
     match op:
         case "sum_over_time":
             return compensated_sum(values)

@@ -124,8 +124,7 @@ def test_group_topk(grid, k, largest) -> None:
     order, bounds = by_group(group, 3)
     keep = np.zeros(mask.shape, np.bool_)
     group_topk(
-        cells, mask, order, bounds, np.array(k[:steps]), 1 if largest else -1, np.empty(max(k, default=1) + 1, np.int64),
-        keep,
+        cells, mask, order, bounds, np.array(k[:steps]), 1 if largest else -1, np.empty(max(k) + 1, np.int64), keep,
     )  # fmt: skip
     for s in range(steps):
         expected: set[int] = set()
