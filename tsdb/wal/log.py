@@ -21,6 +21,19 @@ from tsdb.wal.framing import Framer, Record
 from tsdb.wal.replay import DamageReport, LogReader, Quarantine, ReplayedRecord
 from tsdb.wal.segments import Segment, SegmentFolder
 
+__all__ = [
+    "QUEUE_BYTES_MAX",
+    "SEGMENT_BYTES",
+    "SYNC_BUCKETS_S",
+    "LocalLog",
+    "Log",
+    "LogStats",
+    "Operation",
+    "Record",
+    "ReplayedRecord",
+    "SyncMode",
+]
+
 R = TypeVar("R", covariant=True)
 T = TypeVar("T")
 
