@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,21 +17,6 @@ from tsdb.kernels.gorilla import PAD_WORDS
 
 SAMPLES_PER_THREAD_MIN = 100_000
 """Fewer are decoded in about 0.3 ms: not worth a thread."""
-
-
-class _Source(NamedTuple):
-    """Pieces of one source: its chunks, or its late samples with one piece a row.
-
-    ``firsts`` is the place of a piece's first word in the window over all words, or -1 - place of its first plain
-    sample. All columns have shape (n,); rows, counts and word_counts are int32, the others int64.
-    """
-
-    rows: NDArray[np.int32]
-    min_ms: NDArray[np.int64]
-    max_ms: NDArray[np.int64]
-    counts: NDArray[np.int32]
-    firsts: NDArray[np.int64]
-    word_counts: NDArray[np.int32]
 
 
 class _Memory:
@@ -57,49 +42,78 @@ def _one_window(arrays: Sequence[NDArray[np.uint64]]) -> tuple[NDArray[np.uint64
     return np.asarray(_Memory(low, (high - low) // 8)), [(address - low) // 8 for address in addresses]
 
 
-def _pad_tails(chunks: Chunks, offsets: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Payloads that end less than ``PAD_WORDS`` before the end of the words, each padded; ``offsets`` follow them.
+_Column = NDArray[Any]
 
-    The decoder reads a little past a payload, so the few at the very end cannot stay where they are. Their offsets
-    become -1 - place in the returned array.
+
+def _columns(chunks: Chunks) -> tuple[_Column, _Column, _Column, _Column, _Column, _Column]:
+    """What the kernels take of the descriptors."""
+    return chunks.rows, chunks.min_ms, chunks.max_ms, chunks.counts, chunks.word_offsets, chunks.word_counts
+
+
+class _Plan(NamedTuple):
+    """What lies in the range, by row; the arguments of the decoding kernel.
+
+    Attributes
+    ----------
+    row_pieces : (n_rows + 1,) int64; pieces : (n_pieces, PIECE_COLUMNS) int64
+    words : uint64, a window over the words of all sources and over ``tails``
+    late_times, late_bits : uint64, plain samples of all sources
+    samples : (n_rows,) int64, most samples of each row; the range and repeated times make it fewer
+    pieces_max : most pieces of a row
+    tails : uint64, kept alive for ``words``
     """
-    padded: list[NDArray[np.uint64]] = []
-    place = 0
-    for i in np.flatnonzero(offsets + chunks.word_counts > len(chunks.words) - PAD_WORDS).tolist():
-        payload = chunks.words[offsets[i] : offsets[i] + chunks.word_counts[i]]
-        padded += [payload, np.zeros(PAD_WORDS, np.uint64)]
-        offsets[i] = -1 - place
-        place += len(payload) + PAD_WORDS
-    return np.concatenate(padded) if padded else np.zeros(0, np.uint64)
+
+    row_pieces: NDArray[np.int64]
+    pieces: NDArray[np.int64]
+    words: NDArray[np.uint64]
+    late_times: NDArray[np.uint64]
+    late_bits: NDArray[np.uint64]
+    samples: NDArray[np.int64]
+    pieces_max: int
+    tails: NDArray[np.uint64]
 
 
-def _chunk_sources(parts: Sequence[Chunks]) -> tuple[list[_Source], NDArray[np.uint64], list[NDArray[np.uint64]]]:
-    """Chunks of all parts with their words addressed through one window; the arrays that must outlive it."""
-    arrays: list[NDArray[np.uint64]] = [np.zeros(PAD_WORDS, np.uint64)]
-    all_offsets = []
-    for chunks in parts:
-        check_descriptors(chunks)
-        offsets = chunks.word_offsets.astype(np.int64)
-        tails = _pad_tails(chunks, offsets)
-        arrays += [np.ascontiguousarray(chunks.words), tails]
-        all_offsets.append(offsets)
-    window, begins = _one_window(arrays)
-    sources = []
-    for i, (chunks, offsets) in enumerate(zip(parts, all_offsets, strict=True)):
-        begin, tail_begin = begins[1 + 2 * i : 3 + 2 * i]
-        firsts = np.where(offsets >= 0, begin + offsets, tail_begin - 1 - offsets)
-        columns = (chunks.rows, chunks.min_ms, chunks.max_ms, chunks.counts, firsts, chunks.word_counts)
-        sources.append(_Source(*(np.ascontiguousarray(column) for column in columns)))
-    return sources, window, arrays
+def _plan(n_rows: int, parts: Sequence[tuple[Chunks, LateSamples]], mint_ms: int, maxt_ms: int) -> _Plan:
+    """Check all descriptors and list, row by row, what overlaps the range, in the order of the sources."""
+    piece_counts, sample_counts = np.zeros(n_rows, np.int64), np.zeros(n_rows, np.int64)
+    tail_words = np.zeros(1, np.int64)
+    no_cursors, no_pieces = np.empty(0, np.int64), np.empty((0, kernels.PIECE_COLUMNS), np.int64)
+    n_late = 0
+    for chunks, late in parts:
+        bad = kernels.count_chunks(
+            *_columns(chunks), chunks.kinds, chunks.words, mint_ms, maxt_ms, piece_counts, sample_counts, tail_words
+        )
+        if bad < 0:
+            check_descriptors(chunks)
+            raise CorruptionError("chunk", -1 - bad, "row out of bounds")
+        if len(late):
+            bad = kernels.late_pieces(
+                late.rows, late.ts_ms, n_late, mint_ms, maxt_ms, 0, piece_counts, sample_counts, no_cursors, no_pieces
+            )
+            assert bad == 0, "row of a late sample out of bounds"
+            n_late += len(late)
 
-
-def _late_source(late: LateSamples, first: int) -> _Source:
-    """One piece a row; ``first`` is the place of the first of these samples among all plain ones."""
-    starts = np.flatnonzero(np.diff(late.rows, prepend=np.int32(-1)))
-    ends = np.append(starts[1:], len(late))
-    counts = (ends - starts).astype(np.int32)
-    firsts = -1 - (first + starts)
-    return _Source(late.rows[starts], late.ts_ms[starts], late.ts_ms[ends - 1], counts, firsts, np.zeros_like(counts))
+    row_pieces = np.zeros(n_rows + 1, np.int64)
+    np.cumsum(piece_counts, out=row_pieces[1:])
+    pieces = np.empty((int(row_pieces[-1]), kernels.PIECE_COLUMNS), np.int64)
+    cursors = row_pieces[:-1].copy()
+    tails = np.zeros(int(tail_words[0]) + PAD_WORDS, np.uint64)
+    words, bases = _one_window([tails, *(chunks.words for chunks, _ in parts)])
+    tail = n_late = 0
+    for (chunks, late), base in zip(parts, bases[1:], strict=True):
+        tail = kernels.place_chunks(
+            *_columns(chunks), chunks.words, mint_ms, maxt_ms, base, bases[0], tails, tail, cursors, pieces
+        )
+        if len(late):
+            kernels.late_pieces(
+                late.rows, late.ts_ms, n_late, mint_ms, maxt_ms, 1, piece_counts, sample_counts, cursors, pieces
+            )
+            n_late += len(late)
+    plain = [late for _, late in parts if len(late)]
+    late_times = np.concatenate([late.ts_ms for late in plain] or [np.zeros(0, np.int64)]).view(np.uint64)
+    late_bits = np.concatenate([late.bits for late in plain] or [np.zeros(0, np.uint64)])
+    pieces_max = int(piece_counts.max(initial=0))
+    return _Plan(row_pieces, pieces, words, late_times, late_bits, sample_counts, pieces_max, tails)
 
 
 def assemble(
@@ -127,47 +141,19 @@ def assemble(
     ------
     tsdb.errors.CorruptionError        a chunk does not decode, or is of an unknown kind
     """
-    chunk_sources, words, alive = _chunk_sources([chunks for chunks, _ in parts])
-    plain = [late for _, late in parts if len(late)]
-    late_times = np.concatenate([late.ts_ms for late in plain] or [np.zeros(0, np.int64)]).view(np.uint64)
-    late_bits = np.concatenate([late.bits for late in plain] or [np.zeros(0, np.uint64)])
-    sources: list[_Source] = []
-    n_late = 0
-    for source, (_, late) in zip(chunk_sources, parts, strict=True):
-        sources.append(source)
-        if len(late):
-            sources.append(_late_source(late, n_late))
-            n_late += len(late)
-
-    piece_counts, sample_counts = np.zeros(n_rows, np.int64), np.zeros(n_rows, np.int64)
-    for source in sources:
-        bad = kernels.count_pieces(*source[:4], mint_ms, maxt_ms, piece_counts, sample_counts)
-        if bad < 0:
-            raise CorruptionError("chunk", -1 - bad, "row or number of samples out of bounds")
-    row_pieces = np.zeros(n_rows + 1, np.int64)
-    np.cumsum(piece_counts, out=row_pieces[1:])
-    pieces = np.empty((int(row_pieces[-1]), kernels.PIECE_COLUMNS), np.int64)
-    cursors = row_pieces[:-1].copy()
-    for source in sources:
-        kernels.place_pieces(*source, mint_ms, maxt_ms, cursors, pieces)
-
-    ends = np.cumsum(sample_counts)  # upper bounds: the range and repeated times make it fewer
+    plan = _plan(n_rows, parts, mint_ms, maxt_ms)
+    ends = np.cumsum(plan.samples)
     most = int(ends[-1]) if n_rows else 0
     out_times, out_bits, out_counts = np.empty(most, np.uint64), np.empty(most, np.uint64), np.zeros(n_rows, np.int64)
-    half = int(sample_counts.max(initial=0))
-    runs_max = int(piece_counts.max(initial=0))
+    scratch = 2 * int(plan.samples.max(initial=0))
     results = [0, 0]
 
     def run(worker: int, begin: int, end: int, at: int) -> None:
-        times, bits, runs = (
-            np.empty(2 * half, np.uint64),
-            np.empty(2 * half, np.uint64),
-            np.empty(runs_max + 1, np.int64),
-        )
+        times, bits = np.empty(scratch, np.uint64), np.empty(scratch, np.uint64)
+        runs = np.empty(plan.pieces_max + 1, np.int64)
         results[worker] = kernels.assemble_rows(
-            row_pieces, pieces, words, late_times, late_bits, begin, end, mint_ms, maxt_ms, at, 1 - worker,
-            times, bits, runs, out_counts, out_times, out_bits,
-        )  # fmt: skip
+            *plan[:5], begin, end, mint_ms, maxt_ms, at, 1 - worker, times, bits, runs, out_counts, out_times, out_bits
+        )
 
     if workers > 1 and most >= 2 * SAMPLES_PER_THREAD_MIN:
         middle = int(np.searchsorted(ends, most // 2))
@@ -178,7 +164,6 @@ def assemble(
         other.join()
     else:
         run(1, 0, n_rows, 0)
-    del alive
     for result in results:
         if result < 0:
             raise CorruptionError("chunk", -1 - result, "payload does not decode")

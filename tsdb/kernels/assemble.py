@@ -5,10 +5,8 @@ A *piece* is one chunk, or a run of plain samples of one row: 6 int64 of a table
 
 from __future__ import annotations
 
-import numpy as np
-
 from tsdb.kernels._jit import const, device, i32, i64, kernel, mut, u8, u64
-from tsdb.kernels.gorilla import decode_chunk
+from tsdb.kernels.gorilla import PAD_WORDS, decode_chunk
 
 PIECE_COLUMNS = 5
 FIRST = 0  # first word of the payload, or -1 - first plain sample
@@ -17,57 +15,127 @@ COUNT = 2  # samples
 MIN = 3  # first and last time
 MAX = 4
 
-_0 = np.uint64(0)
-_1 = np.uint64(1)
+XOR = 1  # tsdb.chunks.ChunkKind.XOR
 
 
-@kernel(i64(const(i32), const(i64), const(i64), const(i32), i64, i64, mut(i64), mut(i64)))
-def count_pieces(rows, min_ms, max_ms, counts, mint_ms, maxt_ms, piece_counts, sample_counts):
-    """Count the pieces of one source that overlap ``[mint_ms, maxt_ms]``, and their samples, by row.
+_CHUNKS = (const(i32), const(i64), const(i64), const(i32), const(i64), const(i32))
+# rows, min_ms, max_ms, counts, word_offsets, word_counts: columns of tsdb.chunks.Chunks
+
+
+@kernel(i64(*_CHUNKS, const(u8), const(u64), i64, i64, mut(i64), mut(i64), mut(i64)))
+def count_chunks(
+    rows, min_ms, max_ms, counts, offsets, word_counts, kinds, words, mint_ms, maxt_ms,
+    piece_counts, sample_counts, tail_words,
+):  # fmt: skip
+    """Check the descriptors of one source; count those that overlap ``[mint_ms, maxt_ms]``, by row.
 
     Parameters
     ----------
-    rows, min_ms, max_ms, counts : (n,) const        the pieces
+    rows ... word_counts, kinds : (n,) const; words : uint64, const
     piece_counts, sample_counts : (n_rows,) int64, added to
+    tail_words : (1,) int64, added to        space for :func:`place_chunks` to copy payloads into
 
     Returns
     -------
-    int64        0, or -1 - number of the first piece whose row or count is out of bounds
+    int64        0, or -1 - number of the first descriptor that is out of bounds or of an unknown kind
     """
     n_rows = len(piece_counts)
+    n_words = len(words)
     for i in range(len(rows)):
         row = i64(rows[i])
-        if row < 0 or row >= n_rows or counts[i] < 1:
+        size = i64(word_counts[i])
+        if row < 0 or row >= n_rows or counts[i] < 1 or kinds[i] != XOR:
+            return -1 - i
+        if size < 2 or offsets[i] < 0 or offsets[i] > n_words - size:
             return -1 - i
         if max_ms[i] >= mint_ms and min_ms[i] <= maxt_ms:
             piece_counts[row] += 1
             sample_counts[row] += counts[i]
+            if offsets[i] + size > n_words - PAD_WORDS:
+                tail_words[0] += size + PAD_WORDS
     return 0
 
 
-@kernel(
-    i64(
-        const(i32), const(i64), const(i64), const(i32), const(i64), const(i32), i64, i64, mut(i64), mut(i64, 2)
-    )
-)  # fmt: skip
-def place_pieces(rows, min_ms, max_ms, counts, firsts, word_counts, mint_ms, maxt_ms, cursors, pieces):
-    """Write the pieces of one source that overlap ``[mint_ms, maxt_ms]`` behind those of earlier sources.
+@device
+def put_piece(pieces, at, first, n_words, count, min_ms, max_ms):
+    """Write one piece."""
+    pieces[at, FIRST] = first
+    pieces[at, WORDS] = n_words
+    pieces[at, COUNT] = count
+    pieces[at, MIN] = min_ms
+    pieces[at, MAX] = max_ms
+
+
+@kernel(i64(*_CHUNKS, const(u64), i64, i64, i64, i64, mut(u64), i64, mut(i64), mut(i64, 2)))
+def place_chunks(
+    rows, min_ms, max_ms, counts, offsets, word_counts, words, mint_ms, maxt_ms,
+    base, tail_base, tails, tail, cursors, pieces,
+):  # fmt: skip
+    """Write the chunks of one source that :func:`count_chunks` counted behind the pieces of earlier sources.
+
+    The decoder may read ``PAD_WORDS`` past a payload, so those at the very end of the words are copied to ``tails``.
 
     Parameters
     ----------
-    rows, min_ms, max_ms, counts, firsts, word_counts : (n,) const        the pieces
+    base, tail_base : places of ``words`` and ``tails`` in the window that :func:`assemble_rows` decodes from
+    tails : uint64, zeros, written; tail : first free word in it
     cursors : (n_rows,) int64, written        next piece of each row
     pieces : (n_pieces, PIECE_COLUMNS) int64, written
+
+    Returns
+    -------
+    int64        next free word in ``tails``
     """
+    n_words = len(words)
     for i in range(len(rows)):
         if max_ms[i] >= mint_ms and min_ms[i] <= maxt_ms:
+            size = i64(word_counts[i])
+            first = base + offsets[i]
+            if offsets[i] + size > n_words - PAD_WORDS:
+                for k in range(size):
+                    tails[tail + k] = words[offsets[i] + k]
+                first = tail_base + tail
+                tail += size + PAD_WORDS
             at = cursors[rows[i]]
             cursors[rows[i]] = at + 1
-            pieces[at, FIRST] = firsts[i]
-            pieces[at, WORDS] = word_counts[i]
-            pieces[at, COUNT] = counts[i]
-            pieces[at, MIN] = min_ms[i]
-            pieces[at, MAX] = max_ms[i]
+            put_piece(pieces, at, first, size, counts[i], min_ms[i], max_ms[i])
+    return tail
+
+
+@kernel(i64(const(i32), const(i64), i64, i64, i64, u8, mut(i64), mut(i64), mut(i64), mut(i64, 2)))
+def late_pieces(
+    rows, ts_ms, first, mint_ms, maxt_ms, place, piece_counts, sample_counts, cursors, pieces
+):  # fmt: skip
+    """Count, or place, the plain samples of one source: one piece a row, all of the row's samples.
+
+    Parameters
+    ----------
+    rows : (n,) int32, const; ts_ms : (n,) int64, const        sorted by (row, time)
+    first : place of these samples among the plain samples of all sources
+    place : 0 = add to ``piece_counts`` and ``sample_counts``, 1 = write ``cursors`` and ``pieces``
+
+    Returns
+    -------
+    int64        0, or -1 - number of the first sample whose row is out of bounds
+    """
+    n = len(rows)
+    begin = 0
+    while begin < n:
+        row = i64(rows[begin])
+        if row < 0 or row >= len(piece_counts):
+            return -1 - begin
+        end = begin + 1
+        while end < n and rows[end] == row:
+            end += 1
+        if ts_ms[end - 1] >= mint_ms and ts_ms[begin] <= maxt_ms:
+            if place:
+                at = cursors[row]
+                cursors[row] = at + 1
+                put_piece(pieces, at, -1 - first - begin, 0, end - begin, ts_ms[begin], ts_ms[end - 1])
+            else:
+                piece_counts[row] += 1
+                sample_counts[row] += end - begin
+        begin = end
     return 0
 
 
