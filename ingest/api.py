@@ -94,7 +94,6 @@ class WriteApi:
         if scope["method"] != "POST":
             await self._answer(send, 405, "Method Not Allowed\n", [(b"allow", b"POST")])
             return
-        self._requests += 1
         try:
             text = await self._write(scope, receive)
         except RejectedError as error:
@@ -110,8 +109,6 @@ class WriteApi:
             await self._answer(send, 500, "internal error\n")
         else:
             await self._answer(send, 400 if text else 204, text)
-        finally:
-            self._requests -= 1
 
     async def _write(self, scope: Scope, receive: Receive) -> str:
         """Take a request in; what was refused, "" when everything is stored."""
@@ -124,7 +121,7 @@ class WriteApi:
             elif name == b"content-encoding":
                 encoding = value
             elif name == b"content-length":
-                length = int(value)  # the server has checked that it is a number
+                length = int(value) if value.isdigit() else 0
             elif name == b"x-scope-orgid":
                 tenant_name = value.decode("latin-1") or DEFAULT_TENANT
         if message_of(content_type.decode("latin-1")) == V2_MESSAGE:
@@ -133,8 +130,6 @@ class WriteApi:
             raise RejectedError(
                 Reason.UNSUPPORTED_TYPE, f"unsupported content encoding {encoding[:100]!r}, send snappy"
             )
-        if self._requests > self._limits.requests_max:
-            raise OverloadedError(f"{self._limits.requests_max} writes are already on their way")
         parts: list[bytes] = []
         try:
             await self._body(receive, length, parts)
@@ -153,7 +148,7 @@ class WriteApi:
         while more:
             self._check_size(max(size, length))
             if self._inflight_bytes + max(0, length - size) > self._limits.inflight_bytes_max:
-                raise OverloadedError("the bodies of the writes on their way fill their memory")
+                raise OverloadedError("the writes on their way fill their memory (limits.ingest.inflight_bytes_max)")
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _DisconnectedError
@@ -171,10 +166,16 @@ class WriteApi:
 
     async def _decide(self, tenant_name: str, body: bytes) -> tuple[Reception, AppendResult | None]:
         """Parse on a worker thread, wait for the log; the loop is woken once, when everything is decided."""
+        if self._requests >= self._limits.requests_max:
+            raise OverloadedError(f"{self._requests} writes are already on their way (limits.ingest.requests_max)")
         loop = asyncio.get_running_loop()
         decided: asyncio.Future[tuple[Reception, AppendResult | None]] = loop.create_future()
-        self._executor.submit(self._receive, tenant_name, body, loop, decided)
-        return await decided
+        self._requests += 1
+        try:
+            self._executor.submit(self._receive, tenant_name, body, loop, decided)
+            return await decided
+        finally:
+            self._requests -= 1
 
     def _receive(
         self,

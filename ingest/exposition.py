@@ -37,7 +37,7 @@ _LABEL = re.compile(
 )
 _ESCAPE = re.compile(r"\\([\\\"n])")
 _COMMENT = re.compile(
-    rb"^[ \t]*#[ \t]*(HELP|TYPE)[ \t]+(\"(?:[^\"\\\n]|\\.)*\"|[^ \t\n]+)[ \t]*([^\n]*)$", re.MULTILINE
+    rb"^[ \t]*#[ \t]*(HELP|TYPE|UNIT)[ \t]+(\"(?:[^\"\\\n]|\\.)*\"|[^ \t\n]+)[ \t]*([^\n]*)$", re.MULTILINE
 )
 _FLOAT = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?)|nan", re.IGNORECASE | re.ASCII)
 _TYPES = {"counter", "gauge", "histogram", "summary", "gaugehistogram", "info", "stateset"}
@@ -117,7 +117,7 @@ class Exposition:
     scraped : int                  samples in the text
     own_times : bool               whether any sample came with a time of its own
     refused : reason -> samples    series that may not be stored
-    metadata : families whose HELP or TYPE is new or changed
+    metadata : families whose HELP, TYPE or UNIT is new or changed
     """
 
     refs: NDArray[np.uint32]
@@ -279,8 +279,8 @@ class ExpositionParser:
             seen.setdefault(name, {})[kind.decode()] = rest.decode("utf-8", "replace")
         changed = []
         for name, lines in seen.items():
-            kind = lines.get("TYPE", "").strip()
-            entry = Metadata(name, kind if kind in _TYPES else "unknown", _unescape_help(lines.get("HELP", "")), "")
+            kind, unit = lines.get("TYPE", "").strip(), lines.get("UNIT", "").strip()
+            entry = Metadata(name, kind if kind in _TYPES else "unknown", _unescape_help(lines.get("HELP", "")), unit)
             if self._families.get(name) != entry:
                 self._families[name] = entry
                 changed.append(entry)

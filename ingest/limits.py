@@ -11,5 +11,6 @@ class WriteLimits:
 
     body_bytes_max: int = 32 << 20  # as sent; Prometheus sends 10-100 kB
     decoded_bytes_max: int = 64 << 20  # after decompression; Prometheus sends 0.1-1 MB
-    requests_max: int = 64  # being read or decided at once; a Prometheus shard has one on its way
-    inflight_bytes_max: int = 256 << 20  # their bodies together
+    samples_max: int = 1 << 20  # in one request: 500 times Prometheus' 2,000; a sample of two bytes becomes 84
+    requests_max: int = 512  # being parsed or logged at once; a Prometheus has up to 200 shards with one each
+    inflight_bytes_max: int = 256 << 20  # bodies being read, parsed or logged, together

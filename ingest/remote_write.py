@@ -88,10 +88,13 @@ class Reception:
     refusals : what was refused before the store saw it
     """
 
-    __slots__ = ("_batch", "_registry", "future", "refusals", "sent")
+    __slots__ = ("_batch", "_late_reason", "_registry", "future", "refusals", "sent")
 
-    def __init__(self, registry: SeriesRegistry, batch: SampleBatch, sent: int, refusals: Refusals) -> None:
+    def __init__(
+        self, registry: SeriesRegistry, batch: SampleBatch, sent: int, refusals: Refusals, late_reason: Reason
+    ) -> None:
         self._registry = registry
+        self._late_reason = late_reason
         self._batch = batch
         self.future: Future[AppendResult] | None = None
         self.sent = sent
@@ -101,7 +104,8 @@ class Reception:
         """Text of what was refused, by us or by the store; "" when everything is stored."""
         if result is not None and result.rejected:
             for reason, count in result.rejected.items():
-                self.refusals.add(reason, count, self._examples(reason, result.status))
+                shown = self._late_reason if reason is Reason.TOO_OLD else reason
+                self.refusals.add(shown, count, self._examples(reason, result.status))
         return self.refusals.text(self.sent) if self.refusals.counts else ""
 
     def _examples(self, reason: Reason, status: NDArray[np.uint8]) -> Iterable[str]:
@@ -150,7 +154,10 @@ class RemoteWriteReceiver:
         self._clock = clock
         self._tally = tally
         self._limits = limits or WriteLimits()
-        self._future_max_ms = (times or TimeLimits()).future_max_ms
+        times = times or TimeLimits()
+        self._future_max_ms = times.future_max_ms
+        # Without a window, whatever is late is out of order; with one, it is too old.
+        self._late_reason = Reason.TOO_OLD if times.out_of_order_window_ms else Reason.OUT_OF_ORDER
         self._scratch = _Scratch()
         self._warned_native = False
 
@@ -216,7 +223,10 @@ class RemoteWriteReceiver:
                 raise RejectedError(Reason.MALFORMED, f"malformed protobuf in the field at byte {at} of {size}")
             if n_samples != kernels.FULL:
                 return n_samples
-            scratch.set_room(2 * len(scratch.refs))  # bounded: a sample takes two bytes at least
+            room, limit = len(scratch.refs), self._limits.samples_max
+            if room >= limit:
+                raise LimitError(Reason.BODY_TOO_LARGE, f"more than {limit:,} samples in one request")
+            scratch.set_room(min(2 * room, limit))
 
     @staticmethod
     def _metadata(scratch: _Scratch, count: int) -> list[Metadata]:
@@ -260,7 +270,8 @@ class RemoteWriteReceiver:
         if facts[kernels.FACT_EXEMPLARS]:
             self._tally.add(Reason.EXEMPLAR, facts[kernels.FACT_EXEMPLARS])
         batch = SampleBatch(refs, ts_ms, bits)
-        reception = Reception(tenant.registry, batch, n_samples + facts[kernels.FACT_HISTOGRAMS], refusals)
+        sent = n_samples + facts[kernels.FACT_HISTOGRAMS]
+        reception = Reception(tenant.registry, batch, sent, refusals, self._late_reason)
         if entries:
             tenant.put_metadata(entries)
         if len(refs):

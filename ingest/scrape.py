@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 ALIGN_TOLERANCE_MS = 5
 """A scrape that starts so close to when it was due gets that time: equal steps compress several times better."""
 
+KEEP_ALIVE_INTERVALS = 2
+"""How long an idle connection is kept: over one failed scrape, whatever the interval."""
+
 _ACCEPT = "text/plain;version=0.0.4;charset=utf-8,text/plain;q=0.5,*/*;q=0.1"
 
 
@@ -172,9 +175,10 @@ class Scraper:
 
     def start(self) -> None:
         """Start a loop for each target (call it inside the event loop)."""
+        longest_s = max((target.config.scrape_interval for target in self.active), default=1.0)
         self._session = aiohttp.ClientSession(
             auto_decompress=False,  # so that a small body cannot grow past the limit unseen
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_INTERVALS * longest_s),
             headers={"Accept": _ACCEPT, "Accept-Encoding": "gzip", "User-Agent": "meshpulse"},
         )
         self._tasks = [asyncio.create_task(self._loop(target), name=f"scrape {target.url}") for target in self.active]
@@ -226,8 +230,7 @@ class Scraper:
         try:
             text = await self._fetch(target)
             seconds = time.perf_counter() - begin
-            loop = asyncio.get_running_loop()
-            outcome = await loop.run_in_executor(self._executor, series.success, text, scrape_ms, seconds)
+            outcome = await self._parse(series, text, scrape_ms, seconds)
         except RejectedError as refused:
             error = str(refused)
             self._tally.add(refused.reason)
@@ -250,6 +253,15 @@ class Scraper:
         target.last_seconds = seconds
         if outcome is not None:
             await self._store(target, outcome)
+
+    async def _parse(self, series: TargetSeries, text: bytes, scrape_ms: int, seconds: float) -> Round:
+        loop = asyncio.get_running_loop()
+        job = loop.run_in_executor(self._executor, series.success, text, scrape_ms, seconds)
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            await asyncio.wait([job])  # nobody may touch the series before the thread has left them
+            raise
 
     async def _store(self, target: Target, outcome: Round) -> None:
         self._tally.add_all(outcome.refused)

@@ -17,7 +17,7 @@ from tsdb.batch import AppendResult, SampleBatch, SampleStatus
 from tsdb.clock import ManualClock
 from tsdb.errors import Reason, RejectedError, UnavailableError
 from tsdb.index.registry import SeriesRegistry
-from tsdb.limits import SeriesLimits
+from tsdb.limits import SeriesLimits, TimeLimits
 from tsdb.tally import Tally
 
 NOW = 1_795_000_000_000
@@ -96,12 +96,12 @@ class FakeTenants:
 class Server:
     """The write endpoint over a fake store."""
 
-    def __init__(self, limits: WriteLimits | None = None) -> None:
+    def __init__(self, limits: WriteLimits | None = None, times: TimeLimits | None = None) -> None:
         self.tenants = FakeTenants()
         self.tenant = self.tenants.default
         self.tally = Tally()
         self.clock = ManualClock(NOW)
-        self.receiver = RemoteWriteReceiver(self.clock, self.tally, limits)
+        self.receiver = RemoteWriteReceiver(self.clock, self.tally, limits, times)
         self.executor = ThreadPoolExecutor(2)
         self.api = WriteApi(self.tenants, self.receiver, self.executor, self.tally, limits)
 

@@ -222,10 +222,10 @@ def test_series_that_may_not_be_stored_leave_the_rest() -> None:
 
 def test_metadata_is_told_once() -> None:
     target = Target()
-    text = "# HELP a It \\\\ has\\ntwo lines\n# TYPE a counter\na 1\n# TYPE b histogram\n"
+    text = "# HELP a It \\\\ has\\ntwo lines\n# TYPE a counter\na 1\n# TYPE b histogram\n# UNIT b seconds\n"
     assert target.scrape(text).metadata == [
         Metadata("a", "counter", "It \\ has\ntwo lines", ""),
-        Metadata("b", "histogram", "", ""),
+        Metadata("b", "histogram", "", "seconds"),
     ]
     assert target.scrape(text).metadata == []
     assert target.scrape(text.replace("a counter", "a gauge")).metadata == [

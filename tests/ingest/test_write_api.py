@@ -15,6 +15,7 @@ from ingest.store import Metadata
 from tests.ingest.bodies import field, labels, metadata, sample, series, snappy, varint
 from tests.ingest.fakes import NOW, WINDOW_MS, Server
 from tsdb.errors import DiskFullError, LogFailedError, OverloadedError, Reason
+from tsdb.limits import TimeLimits
 
 V2 = "application/x-protobuf;proto=io.prometheus.write.v2.Request"
 UP = [("__name__", "up"), ("job", "a")]
@@ -139,6 +140,14 @@ def test_w10_oversize_is_400_before_and_after_decompression() -> None:
     assert server.post(snappy(series(UP, [(1.0, NOW)]) * 100))[0] == 204
 
 
+def test_w10_a_small_body_of_very_many_samples_is_400() -> None:
+    server = Server(WriteLimits(samples_max=8192))
+    assert server.post(snappy(field(1, field(2, b"")) * 8192))[0] == 400  # no labels
+    status, _, text = server.post(snappy(field(1, field(2, b"")) * 40_000))
+    assert (status, text) == (400, "more than 8,192 samples in one request\n")
+    assert server.post(ONE)[0] == 204
+
+
 @pytest.mark.parametrize(
     ("error", "retry_after"),
     [(OverloadedError("the queue is full"), "1"), (DiskFullError("disk"), "10"), (LogFailedError("log"), "5")],
@@ -216,6 +225,14 @@ def test_w15_too_old(server: Server) -> None:
     status, text = write(server, series(UP, [(1.0, NOW - WINDOW_MS - 1)]))
     assert status == 400
     assert "too old sample: 1" in text
+
+
+def test_w15_without_a_window_late_is_out_of_order() -> None:
+    server = Server(times=TimeLimits(out_of_order_window_ms=0))
+    assert server.post(ONE)[0] == 204
+    status, text = write(server, series(UP, [(1.0, NOW - WINDOW_MS - 1)]))
+    assert status == 400
+    assert "out of order sample: 1, first: {" in text
 
 
 def test_w16_far_future(server: Server) -> None:
