@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,28 +146,26 @@ def assemble(
     most = int(ends[-1]) if n_rows else 0
     out_times, out_bits, out_counts = np.empty(most, np.uint64), np.empty(most, np.uint64), np.zeros(n_rows, np.int64)
     scratch = 2 * int(plan.samples.max(initial=0))
-    results = [0, 0]
 
-    def run(worker: int, begin: int, end: int, at: int) -> None:
+    def run(backward: int, begin: int, end: int, at: int) -> int:
         times, bits = np.empty(scratch, np.uint64), np.empty(scratch, np.uint64)
         runs = np.empty(plan.pieces_max + 1, np.int64)
-        results[worker] = kernels.assemble_rows(
-            *plan[:5], begin, end, mint_ms, maxt_ms, at, 1 - worker, times, bits, runs, out_counts, out_times, out_bits
+        done: int = kernels.assemble_rows(
+            *plan[:5], begin, end, mint_ms, maxt_ms, at, backward, times, bits, runs, out_counts, out_times, out_bits
         )
+        if done < 0:
+            raise CorruptionError("chunk", -1 - done, "payload does not decode")
+        return done
 
     if workers > 1 and most >= 2 * SAMPLES_PER_THREAD_MIN:
         middle = int(np.searchsorted(ends, most // 2))
         at = int(ends[middle - 1]) if middle else 0
-        other = threading.Thread(target=run, args=(1, middle, n_rows, at), name="assemble")
-        other.start()
-        run(0, 0, middle, at)
-        other.join()
+        with ThreadPoolExecutor(1, "assemble") as other:
+            upper_half = other.submit(run, 0, middle, n_rows, at)
+            first = run(1, 0, middle, at)
+            last = upper_half.result()
     else:
-        run(1, 0, n_rows, 0)
-    for result in results:
-        if result < 0:
-            raise CorruptionError("chunk", -1 - result, "payload does not decode")
+        first, last = 0, run(0, 0, n_rows, 0)
     offsets = np.zeros(n_rows + 1, np.int64)
     np.cumsum(out_counts, out=offsets[1:])
-    first, last = results
     return offsets, out_times[first:last].view(np.int64), out_bits[first:last].view(np.float64)
