@@ -106,10 +106,9 @@ class Server:
 
 
 MESHPULSE_CONFIG = """\
-storage:
-  out_of_order_window: 30d
-query:
-  max_samples: 200000000
+limits:
+  query:
+    samples_max: 200000000
 """
 
 

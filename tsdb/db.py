@@ -88,7 +88,7 @@ class _CutOperation:
         self._shard = shard
         self._border_ms = border_ms
 
-    def records(self, segment: int) -> list[Record]:
+    def records(self, segment: int) -> list[Record]:  # noqa: ARG002
         """Nothing to log: the manifest tells where the cut was."""
         return []
 
@@ -105,11 +105,11 @@ class _PublishOperation:
     def __init__(self, step: Callable[[], None]) -> None:
         self._step = step
 
-    def records(self, segment: int) -> list[Record]:
+    def records(self, segment: int) -> list[Record]:  # noqa: ARG002
         """Nothing to log."""
         return []
 
-    def apply(self, position: int) -> None:
+    def apply(self, position: int) -> None:  # noqa: ARG002
         """Swap the list of blocks and let the head forget."""
         self._step()
 

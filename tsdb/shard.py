@@ -249,7 +249,7 @@ class Shard:
         """Which series may have samples of the range in the head (by the range of the whole head)."""
         if not self.head.sample_count or self.head.oldest_ms > maxt_ms or self.head.newest_ms < mint_ms:
             return np.zeros(len(refs), np.bool_)
-        return self._slots()[refs] != NO_SLOT
+        return np.not_equal(self._slots()[refs], NO_SLOT)
 
     def blocks_in(self, mint_ms: int, maxt_ms: int) -> list[LiveBlock]:
         """Blocks that may hold samples of the range, oldest first."""

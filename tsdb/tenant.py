@@ -81,7 +81,7 @@ class AppendOperation:
             out.append(Record(Kind.SAMPLES, self._tenant.name, part.shard.number, part.body, part.max_ms))
         return out
 
-    def apply(self, position: int) -> AppendResult:
+    def apply(self, position: int) -> AppendResult:  # noqa: ARG002
         """Store the samples; what is refused follows from the order of the log alone."""
         return self._tenant.apply(self._parts, self._size)
 
@@ -106,7 +106,7 @@ class MetadataOperation:
         rows = [(name, m.type, m.help, m.unit) for name, m in families.items()]
         return [Record(Kind.METADATA, self._tenant.name, 0, encode_metadata(rows), MIN_MS)]
 
-    def apply(self, position: int) -> None:
+    def apply(self, position: int) -> None:  # noqa: ARG002
         """Keep the families."""
         self._tenant.keep_metadata(self._families)
 
@@ -279,13 +279,15 @@ class Tenant:
         if len(refs) > limits.series_max:
             raise LimitError(
                 Reason.QUERY_LIMIT,
-                f"the selector matches {len(refs):,} series, the limit is {limits.series_max:,} (limits.query.series_max)",
+                f"the selector matches {len(refs):,} series, "
+                f"the limit is {limits.series_max:,} (limits.query.series_max)",
             )
         samples = sum(int(chunks.counts.sum()) + len(late) for chunks, late in parts)
         if samples > limits.samples_max:
             raise LimitError(
                 Reason.QUERY_LIMIT,
-                f"the selector reads {samples:,} samples, the limit is {limits.samples_max:,} (limits.query.samples_max)",
+                f"the selector reads {samples:,} samples, "
+                f"the limit is {limits.samples_max:,} (limits.query.samples_max)",
             )
 
     def _by_shard(self, refs: NDArray[np.uint32]) -> Iterable[tuple[Shard, NDArray[np.uint32], NDArray[np.int32]]]:

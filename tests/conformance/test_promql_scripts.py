@@ -135,7 +135,8 @@ def run_scripts(promqltest, capsys, paths, wanted, pinned=None) -> Counter:
 
 
 def _line(name: str, count: Counter) -> str:
-    return f"{name:32} {count['strict']:6} {count['values']:6} {count['refused']:7} {count['skipped']:7} {count['wrong']:5}"
+    columns = " ".join(f"{count[kind]:7}" for kind in ("strict", "values", "refused", "skipped", "wrong"))
+    return f"{name:32} {columns}"
 
 
 def test_core_cases(promqltest, capsys) -> None:

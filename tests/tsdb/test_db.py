@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tsdb.batch import STALE_BITS, AppendResult, SampleBatch
-from tsdb.db import StoreConfig, TSDB
+from tsdb.db import TSDB, StoreConfig
 from tsdb.errors import LimitError, Reason, RejectedError
 from tsdb.limits import SelectLimits, TimeLimits
 from tsdb.matchers import Matcher, MatchOp

@@ -159,7 +159,8 @@ def kernel(signature: Any) -> Callable[[F], F]:
 
     The kernel takes its inputs first (declared ``const``), then its state, then outputs written in place; it
     returns a count >= 0 or a negative status and neither allocates nor raises in its loops. A division by zero gives
-    infinity or NaN (numpy's error model), it does not raise. With ``NUMBA_DISABLE_JIT=1`` the plain Python function is returned.
+    infinity or NaN (numpy's error model), it does not raise. With ``NUMBA_DISABLE_JIT=1`` the plain Python function
+    is returned.
     """
 
     def decorate(function: F) -> F:
