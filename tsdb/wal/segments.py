@@ -195,4 +195,7 @@ class SegmentFolder:
         # before any of them is overwritten: after a power cut the old name must not come back with new bytes
         self._files.sync_folder(self.path)
         with self._lock:
-            self._spares.extend(spares)
+            room = max(0, SPARES_MAX - len(self._spares))
+            self._spares.extend(spares[:room])
+        for spare in spares[room:]:  # one was prepared meanwhile
+            self._files.remove(spare)
