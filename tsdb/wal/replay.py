@@ -111,6 +111,7 @@ class LogReader:
     def __iter__(self) -> Iterator[ReplayedRecord]:
         for segment in self.segments:
             yield from self.read(segment)
+        self._buffer = bytearray()  # 64 MiB that a running process has no use for
 
     def _load(self, segment: Segment) -> int:
         """Bytes of the file, now in the buffer; what cannot be read is zeros and reported."""
