@@ -14,8 +14,7 @@ from query.engine.histogram import classic_histogram
 from query.engine.labels import label_join, label_replace
 from query.engine.plan import has_selector, is_constant, unwrapped
 from query.engine.window import (
-    FOLDS,
-    RATES,
+    RANGE_FUNCTIONS,
     WindowCall,
     evaluate_call,
     grid_samples,
@@ -48,7 +47,7 @@ _OTHERS = (
     "absent clamp clamp_max clamp_min histogram_fraction histogram_quantile label_join label_replace pi round scalar"
     " sort sort_desc time timestamp vector"
 )
-FUNCTIONS = frozenset((*RATES, *FOLDS, *functions.ELEMENTWISE, *functions.DATES, *_OTHERS.split()))
+FUNCTIONS = frozenset((*RANGE_FUNCTIONS, *functions.ELEMENTWISE, *functions.DATES, *_OTHERS.split()))
 """All functions this engine evaluates."""
 
 
@@ -171,7 +170,7 @@ class Evaluator:
                 if aggregate.is_batched(call):
                     return aggregate.fold_windows(self.ctx, node, call, inner.span)
                 return aggregate.fold(self.ctx, node, evaluate_call(self.ctx, call, inner.span))
-            if isinstance(inner, Call) and (inner.func in RATES or inner.func in FOLDS):
+            if isinstance(inner, Call) and inner.func in RANGE_FUNCTIONS:
                 call = self._window(inner)
                 if inner.func != "absent_over_time" and aggregate.is_batched(call):
                     return aggregate.fold_windows(self.ctx, node, call, inner.args[0].span)
@@ -208,7 +207,7 @@ class Evaluator:
 
     def _call(self, node: Call) -> Value:
         func, args = node.func, node.args
-        if func in RATES or func in FOLDS:
+        if func in RANGE_FUNCTIONS:
             return self._window_result(node, self._window(node))
         elementwise = functions.ELEMENTWISE.get(func)
         if elementwise is not None:

@@ -10,36 +10,40 @@ from numpy.typing import NDArray
 
 from query.engine.context import QueryContext, Steps
 from query.engine.grid import NAME, Grid, RangeVector, column, empty_table, quote
-from query.kernels import window as kernels
-from query.kernels.window import window_fold, window_last, window_rate
+from query.kernels import fold as folds
+from query.kernels.fold import window_fold
+from query.kernels.window import DELTA, INCREASE, RATE, window_extreme, window_last, window_rate, window_sum
 from query.promql.ast import Span, Subquery, VectorSelector
 from tsdb.frame import LabelTable, SeriesFrame
 
-RATES = {"delta": kernels.DELTA, "increase": kernels.INCREASE, "rate": kernels.RATE}
+RATES = {"delta": DELTA, "increase": INCREASE, "rate": RATE}
+
+SUMS = {"sum_over_time": 0, "avg_over_time": 1}
+
+EXTREMES = {"min_over_time": -1, "max_over_time": 1}
 
 FOLDS = {
-    "sum_over_time": kernels.SUM,
-    "avg_over_time": kernels.AVG,
-    "min_over_time": kernels.MIN,
-    "max_over_time": kernels.MAX,
-    "count_over_time": kernels.COUNT,
-    "first_over_time": kernels.FIRST,
-    "last_over_time": kernels.LAST,
-    "present_over_time": kernels.PRESENT,
-    "absent_over_time": kernels.PRESENT,  # what is present nowhere is absent, see functions.py
-    "stdvar_over_time": kernels.STDVAR,
-    "stddev_over_time": kernels.STDDEV,
-    "quantile_over_time": kernels.QUANTILE,
-    "changes": kernels.CHANGES,
-    "resets": kernels.RESETS,
-    "irate": kernels.IRATE,
-    "idelta": kernels.IDELTA,
-    "deriv": kernels.DERIV,
-    "predict_linear": kernels.PREDICT_LINEAR,
+    "count_over_time": folds.COUNT,
+    "first_over_time": folds.FIRST,
+    "last_over_time": folds.LAST,
+    "present_over_time": folds.PRESENT,
+    "absent_over_time": folds.PRESENT,  # what is present nowhere is absent, see functions.py
+    "stdvar_over_time": folds.STDVAR,
+    "stddev_over_time": folds.STDDEV,
+    "quantile_over_time": folds.QUANTILE,
+    "changes": folds.CHANGES,
+    "resets": folds.RESETS,
+    "irate": folds.IRATE,
+    "idelta": folds.IDELTA,
+    "deriv": folds.DERIV,
+    "predict_linear": folds.PREDICT_LINEAR,
 }
 
 KEEP_NAME = frozenset(("", "first_over_time", "last_over_time"))
 """Functions that pick a sample, as ``offset`` does: the result is still the metric."""
+
+RANGE_FUNCTIONS = frozenset((*RATES, *SUMS, *EXTREMES, *FOLDS))
+"""All functions of a range vector."""
 
 _COUNTER_SUFFIXES = ("_total", "_sum", "_count", "_bucket")
 
@@ -158,6 +162,19 @@ class WindowCall:
                 frame.ts_ms, frame.values, frame.values.view(np.uint64), frame.offsets, begin, end, kind, first_ms,
                 self.vector.step_ms, self.vector.range_ms, scratch_ts, scratch_values,
                 np.empty(self.row_max, np.int64), edges, np.empty((5, out.shape[1])), out, present,
+            )  # fmt: skip
+        mean = SUMS.get(self.func)
+        if mean is not None:
+            return window_sum(  # type: ignore[no-any-return]
+                frame.ts_ms, frame.values, frame.values.view(np.uint64), frame.offsets, begin, end, mean, first_ms,
+                self.vector.step_ms, self.vector.range_ms, scratch_ts, scratch_values, edges, out, present,
+            )  # fmt: skip
+        sign = EXTREMES.get(self.func)
+        if sign is not None:
+            return window_extreme(  # type: ignore[no-any-return]
+                frame.ts_ms, frame.values, frame.values.view(np.uint64), frame.offsets, begin, end, sign, first_ms,
+                self.vector.step_ms, self.vector.range_ms, scratch_ts, scratch_values,
+                np.empty(self.row_max, np.int64), edges, out, present,
             )  # fmt: skip
         last_step = first_step + out.shape[1]
         return window_fold(  # type: ignore[no-any-return]

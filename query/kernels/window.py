@@ -1,4 +1,4 @@
-"""Windows over ragged samples: every function of a range vector, and the instant selector's lookback.
+"""Windows over ragged samples: rates, sums and extremes over time, and the instant selector's lookback.
 
 All kernels walk the rows ``[begin, end)`` of a SeriesFrame and write row ``r`` of the output for row ``begin + r``.
 Window s is ``(first_ms + s * step_ms - range_ms, first_ms + s * step_ms]``: open to the left, as Prometheus 3 has it.
@@ -10,54 +10,11 @@ from __future__ import annotations
 
 import math
 
-from query.kernels._math import STALE_BITS, kahan_add, quantile_of
+from query.kernels._math import STALE_BITS, kahan_add
+from query.kernels._rows import copy_live, find_edges, first_after, stale_count, window_edges
 from tsdb.kernels._jit import const, device, f64, i64, kernel, mut, u1, u64
 
 DELTA, INCREASE, RATE = 0, 1, 2
-
-# Operations of window_fold.
-SUM, AVG, MIN, MAX, COUNT, FIRST, LAST, PRESENT, STDVAR, STDDEV = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
-QUANTILE, CHANGES, RESETS, IRATE, IDELTA, DERIV, PREDICT_LINEAR = 10, 11, 12, 13, 14, 15, 16
-
-
-@device
-def _copy_live(ts_ms, values, bits, begin, end, scratch_ts, scratch_values):
-    """Copy the samples of ``[begin, end)`` that are no stale markers; returns how many."""
-    count = 0
-    for i in range(begin, end):
-        if bits[i] != STALE_BITS:
-            scratch_ts[count] = ts_ms[i]
-            scratch_values[count] = values[i]
-            count += 1
-    return count
-
-
-@device
-def _first_after(ts_ms, begin, end, time_ms):
-    """Index of the first sample of ``[begin, end)`` later than ``time_ms``, else ``end``.
-
-    Rows are mostly cut to the query already: the ends are tried first, a search touches cold memory at every probe.
-    """
-    if begin == end or ts_ms[begin] > time_ms:
-        return begin
-    if ts_ms[end - 1] <= time_ms:
-        return end
-    while begin < end:
-        middle = (begin + end) // 2
-        if ts_ms[middle] > time_ms:
-            end = middle
-        else:
-            begin = middle + 1
-    return begin
-
-
-@device
-def _stale_count(bits, begin, end):
-    """Number of stale markers (a plain counting loop: it vectorises)."""
-    stale = 0
-    for i in range(begin, end):
-        stale += bits[i] == STALE_BITS
-    return stale
 
 
 @device
@@ -67,45 +24,6 @@ def _is_rising(v, begin, end):
     for i in range(begin + 1, end):
         falls += not v[i] >= v[i - 1]
     return falls == 0 and begin < end and v[begin] == v[begin]
-
-
-@device
-def _edges(t, base, stop, first_ms, step_ms, begin, end, edges):
-    """Write to ``edges[begin:end]`` where in ``[base, stop)`` the samples later than ``first_ms + k * step_ms`` begin.
-
-    Scrapes are regular up to a jitter: an edge lies about as many samples further as the one before did, which takes
-    two well predicted comparisons. One sample more or less does not change the pace.
-    """
-    at = base
-    pace = 0
-    limit_ms = first_ms
-    for k in range(begin, end):
-        found = min(at + pace, stop)
-        while found > at and t[found - 1] > limit_ms:
-            found -= 1
-        while found < stop and t[found] <= limit_ms:
-            found += 1
-        moved = found - at
-        if moved > pace + 1 or moved < pace - 1:
-            pace = moved
-        at = found
-        edges[k] = found
-        limit_ms += step_ms
-
-
-@device
-def _window_edges(t, base, stop, first_ms, step_ms, range_ms, steps, edges):
-    """Edges of all windows: window s is ``[edges[s], edges[s + shift])``; returns shift.
-
-    Where the range is a multiple of the step, windows end where later ones begin: one pass finds both edges.
-    """
-    if step_ms > 0 and range_ms % step_ms == 0 and range_ms // step_ms <= steps:
-        shift = range_ms // step_ms
-        _edges(t, base, stop, first_ms - range_ms, step_ms, 0, steps + shift, edges)
-        return shift
-    _edges(t, base, stop, first_ms - range_ms, step_ms, 0, steps, edges)
-    _edges(t, base, stop, first_ms, step_ms, steps, 2 * steps, edges)
-    return steps
 
 
 @kernel(
@@ -143,14 +61,14 @@ def window_rate(
     range_s = range_ms / 1000.0
     looked = 0
     for row in range(begin, end):
-        base = _first_after(ts_ms, offsets[row], offsets[row + 1], first_ms - range_ms)
-        stop = _first_after(ts_ms, base, offsets[row + 1], first_ms + (steps - 1) * step_ms)
+        base = first_after(ts_ms, offsets[row], offsets[row + 1], first_ms - range_ms)
+        stop = first_after(ts_ms, base, offsets[row + 1], first_ms + (steps - 1) * step_ms)
         t = ts_ms
         v = values
         resets = 0
         if kind == DELTA or not _is_rising(v, base, stop):
-            if _stale_count(bits, base, stop) > 0:
-                stop = _copy_live(ts_ms, values, bits, base, stop, scratch_ts, scratch_values)
+            if stale_count(bits, base, stop) > 0:
+                stop = copy_live(ts_ms, values, bits, base, stop, scratch_ts, scratch_values)
                 base = 0
                 t = scratch_ts
                 v = scratch_values
@@ -159,7 +77,7 @@ def window_rate(
                     if v[i] < v[i - 1]:
                         scratch_resets[resets] = i
                         resets += 1
-        shift = _window_edges(t, base, stop, first_ms, step_ms, range_ms, steps, edges)
+        shift = window_edges(t, base, stop, first_ms, step_ms, range_ms, steps, edges)
         reset_lo = 0
         reset_hi = 0
         r = row - begin
@@ -238,9 +156,9 @@ def window_last(
     steps = out.shape[1]
     found = 0
     for row in range(begin, end):
-        base = _first_after(ts_ms, offsets[row], offsets[row + 1], first_ms - lookback_ms)
+        base = first_after(ts_ms, offsets[row], offsets[row + 1], first_ms - lookback_ms)
         stop = offsets[row + 1]
-        _edges(ts_ms, base, stop, first_ms, step_ms, 0, steps, edges)
+        find_edges(ts_ms, base, stop, first_ms, step_ms, 0, steps, edges)
         for s in range(steps):
             t1 = first_ms + s * step_ms
             newest = edges[s] - 1
@@ -281,163 +199,169 @@ def _average(v, lo, hi):
 
 
 @device
-def _variance(v, lo, hi):
-    """Population variance, Welford's update with compensated mean and sum."""
-    count = 0.0
-    mean = 0.0
-    mean_c = 0.0
-    squares = 0.0
-    squares_c = 0.0
-    for i in range(lo, hi):
-        count += 1
-        delta = v[i] - (mean + mean_c)
-        mean, mean_c = kahan_add(delta / count, mean, mean_c)
-        squares, squares_c = kahan_add(delta * (v[i] - (mean + mean_c)), squares, squares_c)
-    return (squares + squares_c) / count
-
-
-@device
-def _regression(t, v, lo, hi, origin_ms):
-    """Least squares: (slope per second, value at ``origin_ms``)."""
-    sum_x = 0.0
-    c_x = 0.0
-    sum_y = 0.0
-    c_y = 0.0
-    sum_xy = 0.0
-    c_xy = 0.0
-    sum_xx = 0.0
-    c_xx = 0.0
-    first = v[lo]
-    constant = True
-    for i in range(lo, hi):
-        y = v[i]
-        if i > lo and y != first:
-            constant = False
-        x = (t[i] - origin_ms) / 1000.0
-        sum_x, c_x = kahan_add(x, sum_x, c_x)
-        sum_y, c_y = kahan_add(y, sum_y, c_y)
-        sum_xy, c_xy = kahan_add(x * y, sum_xy, c_xy)
-        sum_xx, c_xx = kahan_add(x * x, sum_xx, c_xx)
-    if constant:
-        if math.isinf(first):
-            return math.nan, math.nan
-        return 0.0, first
-    n = float(hi - lo)
-    sum_x += c_x
-    sum_y += c_y
-    sum_xy += c_xy
-    sum_xx += c_xx
-    slope = (sum_xy - sum_x * sum_y / n) / (sum_xx - sum_x * sum_x / n)
-    return slope, sum_y / n - slope * sum_x / n
+def _fast_add(value, total, compensation):
+    """:func:`kahan_add` without its case for infinity, so without a branch: right as long as the total is finite."""
+    new = total + value
+    large = abs(total) >= abs(value)
+    big = total if large else value
+    small = value if large else total
+    return new, compensation + ((big - new) + small)
 
 
 @kernel(
     i64(
-        mut(i64), mut(f64), const(u64), const(i64), i64, i64, i64, i64, i64, i64, const(f64), const(i64),
-        mut(i64), mut(f64), mut(f64), mut(i64), mut(f64, 2), mut(u1, 2),
+        mut(i64), mut(f64), const(u64), const(i64), i64, i64, i64, i64, i64, i64,
+        mut(i64), mut(f64), mut(i64), mut(f64, 2), mut(u1, 2),
     )
 )  # fmt: skip
-def window_fold(
-    ts_ms, values, bits, offsets, begin, end, op, first_ms, step_ms, range_ms, params, origins_ms,
-    scratch_ts, scratch_values, scratch_sort, edges, out, present,
+def window_sum(
+    ts_ms, values, bits, offsets, begin, end, mean, first_ms, step_ms, range_ms,
+    scratch_ts, scratch_values, edges, out, present,
 ):  # fmt: skip
-    """All other functions of a range vector: ``op`` over the samples of each window.
+    """``sum_over_time``, and with ``mean`` 1 ``avg_over_time``.
 
-    Parameters
-    ----------
-    op : one of the constants of this module
-    params : (steps,) float64     φ of QUANTILE, seconds ahead of PREDICT_LINEAR, else ignored
-    origins_ms : (steps,) int64      evaluation times, from which PREDICT_LINEAR counts
-    scratch_sort : at least as long as the longest row
-    others as in :func:`window_rate`
+    A compensated sum is a chain of dependent additions. Four windows are summed side by side, which hides the latency;
+    the windows whose sum is not finite are summed again with care.
 
-    Returns
-    -------
-    int64        samples that all windows together looked at
-
-    Source: the functions of the same names in Prometheus 3, operation for operation.
+    Parameters and result as in :func:`window_rate`.
     """
     steps = out.shape[1]
-    least = 1
-    if op >= IRATE:
-        least = 2
     looked = 0
     for row in range(begin, end):
-        base = _first_after(ts_ms, offsets[row], offsets[row + 1], first_ms - range_ms)
-        stop = _first_after(ts_ms, base, offsets[row + 1], first_ms + (steps - 1) * step_ms)
+        base = first_after(ts_ms, offsets[row], offsets[row + 1], first_ms - range_ms)
+        stop = first_after(ts_ms, base, offsets[row + 1], first_ms + (steps - 1) * step_ms)
         t = ts_ms
         v = values
-        if _stale_count(bits, base, stop) > 0:
-            stop = _copy_live(ts_ms, values, bits, base, stop, scratch_ts, scratch_values)
+        if stale_count(bits, base, stop) > 0:
+            stop = copy_live(ts_ms, values, bits, base, stop, scratch_ts, scratch_values)
             base = 0
             t = scratch_ts
             v = scratch_values
-        shift = _window_edges(t, base, stop, first_ms, step_ms, range_ms, steps, edges)
+        shift = window_edges(t, base, stop, first_ms, step_ms, range_ms, steps, edges)
+        r = row - begin
+        for s in range(0, steps, 4):
+            # lanes behind the last step repeat it
+            s1 = min(s + 1, steps - 1)
+            s2 = min(s + 2, steps - 1)
+            s3 = min(s + 3, steps - 1)
+            a0 = edges[s]
+            a1 = edges[s1]
+            a2 = edges[s2]
+            a3 = edges[s3]
+            n0 = edges[s + shift] - a0
+            n1 = edges[s1 + shift] - a1
+            n2 = edges[s2 + shift] - a2
+            n3 = edges[s3 + shift] - a3
+            x0 = 0.0
+            x1 = 0.0
+            x2 = 0.0
+            x3 = 0.0
+            c0 = 0.0
+            c1 = 0.0
+            c2 = 0.0
+            c3 = 0.0
+            common = min(n0, n1, n2, n3)
+            for i in range(common):
+                x0, c0 = _fast_add(v[a0 + i], x0, c0)
+                x1, c1 = _fast_add(v[a1 + i], x1, c1)
+                x2, c2 = _fast_add(v[a2 + i], x2, c2)
+                x3, c3 = _fast_add(v[a3 + i], x3, c3)
+            for i in range(common, n0):
+                x0, c0 = _fast_add(v[a0 + i], x0, c0)
+            for i in range(common, n1):
+                x1, c1 = _fast_add(v[a1 + i], x1, c1)
+            for i in range(common, n2):
+                x2, c2 = _fast_add(v[a2 + i], x2, c2)
+            for i in range(common, n3):
+                x3, c3 = _fast_add(v[a3 + i], x3, c3)
+            if mean == 0:
+                x0 += c0
+                x1 += c1
+                x2 += c2
+                x3 += c3
+            else:
+                x0 = x0 / n0 + c0 / n0
+                x1 = x1 / n1 + c1 / n1
+                x2 = x2 / n2 + c2 / n2
+                x3 = x3 / n3 + c3 / n3
+            out[r, s3] = x3
+            out[r, s2] = x2
+            out[r, s1] = x1
+            out[r, s] = x0
         for s in range(steps):
             lo = edges[s]
             hi = edges[s + shift]
-            count = hi - lo
-            looked += count
-            if count < least:
+            looked += hi - lo
+            present[r, s] = hi > lo
+            if hi == lo:
+                out[r, s] = 0.0
+            elif not math.isfinite(out[r, s]):
+                if mean != 0:
+                    out[r, s] = _average(v, lo, hi)
+                else:
+                    total = 0.0
+                    compensation = 0.0
+                    for i in range(lo, hi):
+                        total, compensation = kahan_add(v[i], total, compensation)
+                    out[r, s] = total if math.isinf(total) else total + compensation
+    return looked
+
+
+@kernel(
+    i64(
+        mut(i64), mut(f64), const(u64), const(i64), i64, i64, i64, i64, i64, i64,
+        mut(i64), mut(f64), mut(i64), mut(i64), mut(f64, 2), mut(u1, 2),
+    )
+)  # fmt: skip
+def window_extreme(
+    ts_ms, values, bits, offsets, begin, end, sign, first_ms, step_ms, range_ms,
+    scratch_ts, scratch_values, queue, edges, out, present,
+):  # fmt: skip
+    """``max_over_time`` (sign 1) and ``min_over_time`` (sign -1), O(1) per sample whatever the range.
+
+    ``queue`` holds the samples of the current window that no later one has beaten, best first (a monotonic queue). NaN
+    is never the extreme unless a window has nothing else.
+
+    Parameters
+    ----------
+    queue : int64, at least as long as the longest row
+    others and the result as in :func:`window_rate`
+    """
+    steps = out.shape[1]
+    looked = 0
+    for row in range(begin, end):
+        base = first_after(ts_ms, offsets[row], offsets[row + 1], first_ms - range_ms)
+        stop = first_after(ts_ms, base, offsets[row + 1], first_ms + (steps - 1) * step_ms)
+        t = ts_ms
+        v = values
+        if stale_count(bits, base, stop) > 0:
+            stop = copy_live(ts_ms, values, bits, base, stop, scratch_ts, scratch_values)
+            base = 0
+            t = scratch_ts
+            v = scratch_values
+        shift = window_edges(t, base, stop, first_ms, step_ms, range_ms, steps, edges)
+        front = 0
+        back = 0  # one behind the last entry
+        seen = base
+        for s in range(steps):
+            lo = edges[s]
+            hi = edges[s + shift]
+            looked += hi - lo
+            for i in range(max(seen, lo), hi):
+                value = v[i] * sign
+                if value == value:
+                    while back > front and v[queue[back - 1]] * sign < value:
+                        back -= 1
+                    queue[back] = i
+                    back += 1
+            seen = max(seen, hi)
+            while front < back and queue[front] < lo:
+                front += 1
+            present[row - begin, s] = hi > lo
+            if hi == lo:
                 out[row - begin, s] = 0.0
-                present[row - begin, s] = False
-                continue
-            result = 1.0  # PRESENT
-            if op == SUM:
-                result = 0.0
-                compensation = 0.0
-                for i in range(lo, hi):
-                    result, compensation = kahan_add(v[i], result, compensation)
-                if not math.isinf(result):
-                    result += compensation
-            elif op == AVG:
-                result = _average(v, lo, hi)
-            elif op == MIN:
-                result = v[lo]
-                for i in range(lo, hi):
-                    if v[i] < result or result != result:
-                        result = v[i]
-            elif op == MAX:
-                result = v[lo]
-                for i in range(lo, hi):
-                    if v[i] > result or result != result:
-                        result = v[i]
-            elif op == COUNT:
-                result = float(count)
-            elif op == FIRST:
-                result = v[lo]
-            elif op == LAST:
-                result = v[hi - 1]
-            elif op == STDVAR:
-                result = _variance(v, lo, hi)
-            elif op == STDDEV:
-                result = math.sqrt(_variance(v, lo, hi))
-            elif op == QUANTILE:
-                for i in range(count):
-                    scratch_sort[i] = v[lo + i]
-                result = quantile_of(params[s], scratch_sort, count)
-            elif op == CHANGES:
-                result = 0.0
-                for i in range(lo + 1, hi):
-                    if v[i] != v[i - 1] and not (v[i] != v[i] and v[i - 1] != v[i - 1]):
-                        result += 1.0
-            elif op == RESETS:
-                result = 0.0
-                for i in range(lo + 1, hi):
-                    if v[i] < v[i - 1]:
-                        result += 1.0
-            elif op == IRATE:
-                result = v[hi - 1]
-                if not result < v[hi - 2]:
-                    result -= v[hi - 2]
-                result /= (t[hi - 1] - t[hi - 2]) / 1000.0
-            elif op == IDELTA:
-                result = v[hi - 1] - v[hi - 2]
-            elif op == DERIV:
-                result, _intercept = _regression(t, v, lo, hi, t[lo])
-            elif op == PREDICT_LINEAR:
-                slope, intercept = _regression(t, v, lo, hi, origins_ms[s])
-                result = slope * params[s] + intercept
-            out[row - begin, s] = result
-            present[row - begin, s] = True
+            elif front < back:
+                out[row - begin, s] = v[queue[front]]
+            else:
+                out[row - begin, s] = v[hi - 1]
     return looked

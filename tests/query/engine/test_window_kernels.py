@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from query.engine.window import FOLDS, RATES
-from query.kernels.window import window_fold, window_last, window_rate
+from query.engine.window import EXTREMES, FOLDS, RATES, SUMS
+from query.kernels.fold import window_fold
+from query.kernels.window import window_extreme, window_last, window_rate, window_sum
 from tests.reference import query_window as plain
 
 pytestmark = pytest.mark.kernel
@@ -110,7 +111,28 @@ def test_window_last(series, shape, want_time) -> None:
         np.testing.assert_array_equal(a.out[a.present].view(np.uint64), np.array(expected).view(np.uint64))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
+@given(rows(), windows, st.sampled_from(sorted(SUMS)))
+def test_window_sum(series, shape, op) -> None:
+    first, step, steps, width = shape
+    a = Arrays(series, steps)
+    window_sum(*a.samples, SUMS[op], first, step, width, *a.scratch, a.edges, a.out, a.present)
+    ends = [first + i * step for i in range(steps)]
+    a.check([[plain.window_fold(row, op, end, width, 0.0, 0) for end in ends] for row in series])
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows(), windows, st.sampled_from(sorted(EXTREMES)))
+def test_window_extreme(series, shape, op) -> None:
+    first, step, steps, width = shape
+    a = Arrays(series, steps)
+    queue = np.empty(a.longest, np.int64)
+    window_extreme(*a.samples, EXTREMES[op], first, step, width, *a.scratch, queue, a.edges, a.out, a.present)
+    ends = [first + i * step for i in range(steps)]
+    a.check([[plain.window_fold(row, op, end, width, 0.0, 0) for end in ends] for row in series])
+
+
+@settings(max_examples=500, deadline=None)
 @given(rows(), windows, st.sampled_from(sorted(FOLDS.keys() - {"absent_over_time"})), st.data())
 def test_window_fold(series, shape, op, data) -> None:
     first, step, steps, width = shape
