@@ -75,7 +75,7 @@ class AppendOperation:
 
     def records(self, segment: int) -> list[Record]:
         """What this segment needs: series it does not define yet, then the samples."""
-        out: list[Record] = []
+        out = self._tenant.metadata_records({}, segment)
         for part in self._parts:
             out.extend(self._tenant.series_records(part.shard.number, part.refs, segment))
             out.append(Record(Kind.SAMPLES, self._tenant.name, part.shard.number, part.body, part.max_ms))
@@ -102,9 +102,7 @@ class MetadataOperation:
 
     def records(self, segment: int) -> list[Record]:
         """The whole dictionary once a segment (each replays alone), after that what changed."""
-        families = self._tenant.metadata_to_log(self._families, segment)
-        rows = [(name, m.type, m.help, m.unit) for name, m in families.items()]
-        return [Record(Kind.METADATA, self._tenant.name, 0, encode_metadata(rows), MIN_MS)]
+        return self._tenant.metadata_records(self._families, segment)
 
     def apply(self, position: int) -> None:  # noqa: ARG002
         """Keep the families."""
@@ -367,12 +365,14 @@ class Tenant:
             return None
         return self._log.submit(MetadataOperation(self, changed))
 
-    def metadata_to_log(self, changed: Mapping[str, Metadata], segment: int) -> Mapping[str, Metadata]:
-        """What a segment must hold: everything the first time, the changes afterwards."""
-        if segment == self._metadata_segment:
-            return changed
+    def metadata_records(self, changed: Mapping[str, Metadata], segment: int) -> list[Record]:
+        """What a segment must hold: everything with its first write, the changes afterwards."""
+        families = changed if segment == self._metadata_segment else {**self._metadata, **changed}
         self._metadata_segment = segment
-        return {**self._metadata, **changed}
+        if not families:
+            return []
+        rows = [(name, m.type, m.help, m.unit) for name, m in families.items()]
+        return [Record(Kind.METADATA, self.name, 0, encode_metadata(rows), MIN_MS)]
 
     def keep_metadata(self, families: Mapping[str, Metadata]) -> None:
         """Take over logged families."""

@@ -444,6 +444,13 @@ class LocalLog:
             except OSError:
                 self._abandon()
 
+    def _is_roll_due(self) -> bool:
+        """Whether the segment is full, or was begun in a hurry and a better file is ready now."""
+        segment = self._segment
+        if segment is None or segment.offset >= self._folder.segment_bytes:
+            return True
+        return not segment.is_written and self._folder.has_written_spare
+
     def _roll(self) -> None:
         """Close the full segment and begin the next."""
         segment = self._segment

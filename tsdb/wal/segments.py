@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 from tsdb.io import Files
 from tsdb.wal.framing import HEADER_COPIES, RECORDS_FIRST, SegmentHeader, new_salt, pack_header
@@ -43,9 +44,10 @@ class Segment:
     fd : -1 when it is not being written
     offset : where its records end
     zeros_behind : whether replay found nothing but zeros from there on
+    is_written : whether all its space was written before, so that a sync needs no journal commit
     """
 
-    __slots__ = ("fd", "number", "offset", "partitions", "path", "salt", "zeros_behind")
+    __slots__ = ("fd", "is_written", "number", "offset", "partitions", "path", "salt", "zeros_behind")
 
     def __init__(self, number: int, path: Path, salt: int = 0, fd: int = -1) -> None:
         self.number = number
@@ -55,6 +57,14 @@ class Segment:
         self.offset = RECORDS_FIRST
         self.partitions = Partitions()
         self.zeros_behind = False
+        self.is_written = False
+
+
+class Spare(NamedTuple):
+    """A preallocated file that will be a segment."""
+
+    path: Path
+    is_written: bool
 
 
 class SegmentFolder:
@@ -70,7 +80,7 @@ class SegmentFolder:
         self.segment_bytes = segment_bytes
         self._files = files
         self._lock = threading.Lock()  # the committer takes spares, whoever frees gives them
-        self._spares: list[Path] = []
+        self._spares: list[Spare] = []  # the one to be used next is the last
         self._spares_made = 0
         files.make_folder(path)
         for stale in path.glob("spare-*.tmp"):
@@ -92,10 +102,10 @@ class SegmentFolder:
     def open_next(self, number: int, first_position: int, acknowledged: int) -> Segment:
         """Begin a segment: header durable, name durable, space allocated."""
         with self._lock:
-            spare = self._spares.pop() if self._spares else None
-        if spare is None:
-            spare = self._make_spare()
+            taken = self._spares.pop() if self._spares else None
+        spare, is_written = taken or Spare(self._make_spare(), False)
         segment = Segment(number, self.path / f"{number:020d}{SUFFIX}", new_salt())
+        segment.is_written = is_written
         header = pack_header(SegmentHeader(number, segment.salt, first_position, acknowledged))
         segment.fd = self._files.open(spare)
         try:
@@ -112,6 +122,12 @@ class SegmentFolder:
             raise
         return segment
 
+    @property
+    def has_written_spare(self) -> bool:
+        """Whether the next segment's space is written already."""
+        with self._lock:
+            return bool(self._spares) and self._spares[-1].is_written
+
     def reserve(self) -> None:
         """Have at least one spare, at once; without zeros, for it may never be used."""
         with self._lock:
@@ -120,7 +136,7 @@ class SegmentFolder:
             with contextlib.suppress(OSError):  # a full or failing disk: the next write finds out and says so
                 spare = self._make_spare()
                 with self._lock:
-                    self._spares.insert(0, spare)
+                    self._spares.insert(0, Spare(spare, False))
 
     def refill(self, stop: threading.Event) -> None:
         """Prepare the spare to be used next, slowly, unless it is there; runs beside the committer."""
@@ -148,7 +164,7 @@ class SegmentFolder:
             with self._lock:
                 enough = len(self._spares) >= SPARES_MAX  # freed segments came in meanwhile
                 if not enough:
-                    self._spares.append(spare)
+                    self._spares.append(Spare(spare, True))
             if enough:
                 self._files.remove(spare)
 
@@ -196,6 +212,6 @@ class SegmentFolder:
         self._files.sync_folder(self.path)
         with self._lock:
             room = max(0, SPARES_MAX - len(self._spares))
-            self._spares.extend(spares[:room])
+            self._spares.extend(Spare(spare, True) for spare in spares[:room])
         for spare in spares[room:]:  # one was prepared meanwhile
             self._files.remove(spare)
