@@ -1,0 +1,78 @@
+"""Why a detector said what it said: its gates one by one, and what would have to be otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from health.policy import Policy
+from health.verdicts import Detector, Finding, Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One gate of a detector: what was measured, what it needs, whether it holds."""
+
+    name: str
+    value: float
+    needs: str
+    ok: bool
+
+
+def conditions(row: Mapping[str, float], policy: Policy, *, quantile: float = 0.0) -> tuple[Condition, ...]:
+    """The gates of D1 (or of D2 for a quantile) for one row of statistics, in the order of the design page."""
+    rule = policy.error
+    excess = rule.min_excess
+    if quantile:
+        excess = policy.latency.min_excess[policy.latency.quantiles.index(quantile)]
+    ratio = policy.latency.min_ratio if quantile else rule.min_ratio
+    observers = min(float(rule.min_observers), row["observers"])
+    return (
+        Condition("z", row["z"], f"> {rule.z:g}", row["z"] > rule.z),
+        Condition("excess", row["excess"], f"> {excess:g}", row["excess"] > excess),
+        Condition("ratio", row["ratio"], f"> {ratio:g}", row["ratio"] > ratio),
+        Condition("errors", row["errors"], f">= {rule.min_errors}", row["errors"] >= rule.min_errors),
+        Condition("attempts", row["attempts"], f">= {rule.min_requests}", row["attempts"] >= rule.min_requests),
+        Condition("observers_bad", row["observers_bad"], f">= {observers:g}", row["observers_bad"] >= observers),
+        Condition("wilson_lo", row["wilson_lo"], f"> {row['limit']:.4g}", row["wilson_lo"] > row["limit"]),
+        Condition("tail", row["tail"], f"< {rule.tail_p:g}", row["tail"] < rule.tail_p),
+        Condition("agreement", row["agreement"], f">= {policy.agreement:g}", row["agreement"] >= policy.agreement),
+    )
+
+
+def counterfactual(row: Mapping[str, float], policy: Policy, *, quantile: float = 0.0) -> str:
+    """What would have to be otherwise for the other verdict, in one sentence."""
+    gates = conditions(row, policy, quantile=quantile)
+    failing = [gate for gate in gates if not gate.ok]
+    if not failing:
+        return f"at min_excess {row['excess']:.3g} this endpoint stays healthy"
+    return "it would be flagged with " + " and ".join(
+        f"{gate.name} {gate.needs} (is {gate.value:.3g})" for gate in failing
+    )
+
+
+def summary(finding: Finding, endpoint: int, policy: Policy) -> dict[str, Scalar]:
+    """The evidence of one finding about one endpoint, as events and snapshots show it."""
+    row = finding.stats.row(endpoint)
+    attempts = row["attempts"]
+    out: dict[str, Scalar] = {
+        "detector": str(finding.detector),
+        "window_s": finding.window_s,
+        "errors": int(row["errors"]),
+        "attempts": int(attempts),
+        "ratio": row["errors"] / attempts if attempts else 0.0,
+        "baseline": row["baseline"],
+        "excess": row["excess"],
+        "mh_z": row["z"],
+        "tail": row["tail"],
+        "observers": int(row["observers"]),
+        "observers_bad": int(row["observers_bad"]),
+        "agreement": row["agreement"],
+        "threshold_z": policy.error.z,
+        "threshold_excess": policy.error.min_excess,
+    }
+    if finding.detector is Detector.SLOW_FRACTION:
+        out["quantile"] = finding.quantile
+        out["bound"] = int(row["bound"])
+        out["threshold_excess"] = policy.latency.min_excess[policy.latency.quantiles.index(finding.quantile)]
+    return out
