@@ -197,7 +197,9 @@ class Runtime:
     def routes(self) -> tuple[Mapping[str, App], Mapping[str, App]]:
         """The hot routes: by exact path, and by prefix."""
         assert self.parts is not None
-        return {"/api/v1/write": self.parts.write_api}, {PREFIX: self.parts.query_api}
+        query_api = self.parts.query_api
+        outside = {path: query_api for path in query_api.paths if not path.startswith(PREFIX)}
+        return {"/api/v1/write": self.parts.write_api, **outside}, {PREFIX: query_api}
 
     def start_scraping(self) -> None:
         """Begin the scrape loops; called on the event loop."""

@@ -19,6 +19,7 @@ from meshpulse.config import Config, split_listen
 from meshpulse.pages import create_pages
 from meshpulse.runtime import Runtime
 from meshpulse.startup import Phase, Progress, StoppedError
+from tsdb.errors import MeshpulseError
 
 log = structlog.get_logger(__name__)
 
@@ -145,8 +146,9 @@ async def _serve(config: Config, listener: socket.socket) -> int:
 
     def stop(name: str) -> None:
         log.info("ending", signal=name, phase=str(progress.phase))
-        progress.stopping.set()
+        server.force_exit = server.should_exit  # told twice: do not wait for open requests
         server.should_exit = True
+        progress.stopping.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number.name)
@@ -166,9 +168,9 @@ async def _serve(config: Config, listener: socket.socket) -> int:
         except StoppedError:
             return
         except Exception as error:  # the program cannot serve: say why, then end
-            progress.error = str(error)
             progress.enter(Phase.FAILED)
-            log.exception("cannot start")
+            known = isinstance(error, (MeshpulseError, OSError, ValueError))
+            log.exception("cannot start", reason=str(error), exc_info=not known)
         with contextlib.suppress(RuntimeError):  # the loop is gone when we were told to end meanwhile
             loop.call_soon_threadsafe(on_open)
 

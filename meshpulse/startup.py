@@ -32,14 +32,12 @@ class Progress:
     detail : what exactly, e.g. ``12 of 40: append``
     warm_seconds : wall seconds it took to compile or load the kernels, None before that is done
     replay_seconds : the same for opening the store
-    error : why it failed
     """
 
     phase: Phase = Phase.STARTING
     detail: str = ""
     warm_seconds: float | None = None
     replay_seconds: float | None = None
-    error: str = ""
     stopping: threading.Event = field(default_factory=threading.Event)
 
     @property

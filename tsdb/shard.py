@@ -150,6 +150,9 @@ class Shard:
         self._span_ms = span_ms
         self.head = Head(slots_max, span_ms)
         self.manifest: Manifest = self._manifests.load()
+        if not self.manifest.generation:
+            # The number of shards is fixed before the first sample: records in the log name shards, too.
+            self.manifest = self._manifests.commit(replace(self.manifest, generation=1))
         self.damage: list[str] = list(self._manifests.damage)
         self.blocks: tuple[LiveBlock, ...] = tuple(self._open_blocks())
         # Samples older than this are refused by the head: their range is, or is about to be, in a block.

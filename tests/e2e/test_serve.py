@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -174,6 +175,32 @@ def test_warm_tells_where_the_kernels_are() -> None:
     done = run("warm")
     assert done.returncode == 0, done.stderr
     assert "kernels ready in" in done.stdout
+
+
+def test_another_number_of_shards_is_refused(tmp_path: Path) -> None:
+    now = time.time_ns() // 1_000_000
+    with Server(tmp_path) as server:
+        assert server.write(write_body([({"__name__": "m"}, [(now, 1.0)])])).status == 204
+    other = Server(tmp_path, "storage: {shards: 8, free_bytes_min: 0, free_fraction_min: 0}\n")
+    try:
+        assert other.process.wait(120) == 1
+        assert "cannot start" in other.log
+        assert "shard" in other.log
+        assert "Traceback" not in other.log
+    finally:
+        other.kill()
+
+
+def test_every_metric_is_documented(server: Server) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/metrics.md").read_text()
+    documented = set(re.findall(r"^\| `(meshpulse_\w+)`", page, re.MULTILINE))
+    served = set(re.findall(r"^# TYPE (meshpulse_\w+) ", server.get("/metrics").body.decode(), re.MULTILINE))
+    only_with_scrapes = {
+        "meshpulse_scrapes_total",
+        "meshpulse_scrape_failures_total",
+        "meshpulse_scraped_samples_total",
+    }
+    assert documented == served | only_with_scrapes
 
 
 def test_json_logs(tmp_path: Path) -> None:
