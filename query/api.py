@@ -1,4 +1,4 @@
-"""The Prometheus query API over HTTP, as a bare ASGI application (compat.md 1 to 4).
+"""The Prometheus read side over HTTP, as a bare ASGI application (compat.md 1 to 4, 5.4).
 
 Everything a client can send is read by hand (:mod:`query.params`), because clients depend on statuses and on the words
 of the errors: Grafana repeats a POST as GET on 400 and 405 only. Queries run in worker threads, so that the event loop
@@ -20,7 +20,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
-from query.endpoints import LABEL_PREFIX, LABEL_SUFFIX, PREFIX, Body, Endpoints, Providers, Request
+import zstandard
+
+from query.endpoints import FEDERATE, LABEL_PREFIX, LABEL_SUFFIX, PREFIX, Body, Endpoints, Plain, Providers, Request
 from query.engine.engine import Engine
 from query.errors import ErrorType, QueryError
 from query.json_out import dumps
@@ -41,7 +43,7 @@ DEFAULT_TENANT = "default"
 FORM_BYTES_MAX = 10 << 20
 """Largest form; Go's servers, hence the clients, know this number."""
 
-GZIP_BYTES_MIN = 2048
+COMPRESS_BYTES_MIN = 2048
 """Smaller answers fit into one or two packets anyway."""
 
 QUERY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -50,9 +52,8 @@ QUERY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 _WATCH_AFTER_S = 0.05  # a client that hangs up earlier costs less than finding out
 _LABEL_PATH = f"{LABEL_PREFIX}{{name}}{LABEL_SUFFIX}"
 
-_JSON = (b"content-type", b"application/json")
-_TEXT = (b"content-type", b"text/plain; charset=utf-8")
-_GZIP: Headers = [(b"content-encoding", b"gzip"), (b"vary", b"Accept-Encoding")]
+_JSON = b"application/json"
+_TEXT = b"text/plain; charset=utf-8"
 _CORS: Headers = [
     (b"access-control-allow-headers", b"Accept, Authorization, Content-Type, Origin"),
     (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
@@ -92,11 +93,15 @@ class ApiStats:
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    """``methods`` without OPTIONS, which every path answers; ``inline`` handlers only read what is at hand."""
+    """``methods`` without OPTIONS, which every path answers; ``inline`` handlers only read what is at hand.
 
-    handler: Callable[[Request], Body]
+    ``text_errors`` answer errors as plain text, as their clients show them.
+    """
+
+    handler: Callable[[Request], Body | Plain]
     methods: frozenset[str]
     inline: bool = False
+    text_errors: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +111,12 @@ class _Answer:
     status: int
     first: bytes
     rest: Iterator[bytes] | None = None
-    gzipped: bool = False
-    stats: QueryStats | None = None
+    encoding: bytes = b""
+    content_type: bytes = _JSON
 
 
 class QueryApi:
-    """All read endpoints below ``/api/v1/``.
+    """All read endpoints below ``/api/v1/``, and ``/federate``.
 
     Parameters
     ----------
@@ -138,13 +143,16 @@ class QueryApi:
         endpoints = Endpoints(engine, storage_for, providers, clock or SystemClock())
         self._executor = executor
         self.stats = ApiStats()
-        get, both = frozenset({"GET"}), frozenset({"GET", "POST"})
+        get, post, both = frozenset({"GET"}), frozenset({"POST"}), frozenset({"GET", "POST"})
         self._label_values_route = _Route(endpoints.label_values, get)
         self._routes = {
             f"{PREFIX}query": _Route(endpoints.query, both),
             f"{PREFIX}query_range": _Route(endpoints.query_range, both),
             f"{PREFIX}query_exemplars": _Route(endpoints.query_exemplars, both),
+            f"{PREFIX}read": _Route(endpoints.remote_read, post, text_errors=True),
+            FEDERATE: _Route(endpoints.federate, get, text_errors=True),
             f"{PREFIX}format_query": _Route(endpoints.format_query, both),
+            f"{PREFIX}parse_query": _Route(endpoints.parse_query, both),
             f"{PREFIX}labels": _Route(endpoints.labels, both),
             f"{PREFIX}series": _Route(endpoints.series, both),
             f"{PREFIX}metadata": _Route(endpoints.metadata, get),
@@ -204,7 +212,7 @@ class QueryApi:
             if form is None:
                 return _Answer(499, b"")
             if len(form) > FORM_BYTES_MAX:
-                return _error(ErrorType.BAD_DATA, "http: POST too large")
+                return _error(route, ErrorType.BAD_DATA, "http: POST too large")
             body = form
         stats: list[QueryStats] = []
         request = Request(
@@ -212,10 +220,9 @@ class QueryApi:
             Params.read(scope["query_string"], headers.get(b"content-type", b"").decode("latin-1"), body),
             headers.get(b"x-scope-orgid", b"").decode("latin-1") or DEFAULT_TENANT,
             stats.append,
+            body,
         )
-        job = functools.partial(
-            _compute, route.handler, request, gzip=accepts_gzip(headers.get(b"accept-encoding", b""))
-        )
+        job = functools.partial(_compute, route, request, chosen_encoding(headers.get(b"accept-encoding", b"")))
         answer = job() if route.inline else await self._run(job, receive)
         if stats:
             seconds = time.perf_counter() - begin
@@ -241,9 +248,9 @@ class QueryApi:
         self.stats.responses[path, answer.status] += 1
 
     async def _send(self, send: Send, receive: Receive, answer: _Answer, cors: Headers, *, with_body: bool) -> None:
-        headers: Headers = [_JSON, *cors]
-        if answer.gzipped:
-            headers += _GZIP
+        headers: Headers = [(b"content-type", answer.content_type), *cors]
+        if answer.encoding:
+            headers += [(b"content-encoding", answer.encoding), (b"vary", b"Accept-Encoding")]
         rest = answer.rest
         if rest is None:
             headers.append((b"content-length", str(len(answer.first)).encode()))
@@ -267,41 +274,53 @@ class QueryApi:
             gone.cancel()
 
 
-def _error(error_type: ErrorType, message: str) -> _Answer:
+def _error(route: _Route, error_type: ErrorType, message: str) -> _Answer:
+    if route.text_errors:
+        return _Answer(_STATUS[error_type], f"{message}\n".encode("utf-8", "replace"), content_type=_TEXT)
     body = dumps({"status": "error", "errorType": error_type, "error": message})
     return _Answer(_STATUS[error_type], body)
 
 
-def _compute(handler: Callable[[Request], Body], request: Request, *, gzip: bool) -> _Answer:
+def _compute(route: _Route, request: Request, encoding: bytes) -> _Answer:
     """Call a handler, make the first piece of its answer and compress it; every error becomes an answer."""
+    content_type = _JSON
     try:
-        body = handler(request)
+        body = route.handler(request)
+        if isinstance(body, Plain):
+            if body.encoding:
+                return _Answer(200, body.body, None, body.encoding, body.content_type)
+            content_type, body = body.content_type, body.body
         pieces = iter((body,)) if isinstance(body, bytes) else body
         first = next(pieces)
         second = next(pieces, None)
     except QueryError as error:
-        return _error(error.error_type, str(error))
+        return _error(route, error.error_type, str(error))
     except RejectedError as error:
-        return _error(ErrorType.BAD_DATA, str(error))
+        return _error(route, ErrorType.BAD_DATA, str(error))
     except UnavailableError as error:
-        return _error(ErrorType.UNAVAILABLE, str(error))
+        return _error(route, ErrorType.UNAVAILABLE, str(error))
     except Exception:
         log.exception("%s failed", request.raw_path.decode("latin-1"))
-        return _error(ErrorType.INTERNAL, "internal error, see the server's log")
+        return _error(route, ErrorType.INTERNAL, "internal error, see the server's log")
     if second is None:
-        if gzip and len(first) >= GZIP_BYTES_MIN:
-            return _Answer(200, zlib.compress(first, 1, wbits=31), gzipped=True)
-        return _Answer(200, first)
+        if encoding and len(first) >= COMPRESS_BYTES_MIN:
+            return _Answer(200, _compress(first, encoding), None, encoding, content_type)
+        return _Answer(200, first, content_type=content_type)
     rest: Iterator[bytes] = itertools.chain((second,), pieces)
-    if gzip:
-        rest = _gzip(itertools.chain((first,), rest))
+    if encoding:
+        rest = _compressed(itertools.chain((first,), rest), encoding)
         first = next(rest)
-    return _Answer(200, first, rest, gzip)
+    return _Answer(200, first, rest, encoding, content_type)
 
 
-def _gzip(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The pieces compressed, quickly rather than well: level 1 takes 7 ns a byte, level 6 40 for 15 % less."""
-    compressor = zlib.compressobj(1, wbits=31)
+def _compress(data: bytes, encoding: bytes) -> bytes:
+    """Quickly rather than well: gzip level 1 takes 7 ns a byte, level 6 40 for 15 % less, zstd level 1 about 2."""
+    return zlib.compress(data, 1, wbits=31) if encoding == b"gzip" else zstandard.ZstdCompressor(1).compress(data)
+
+
+def _compressed(pieces: Iterator[bytes], encoding: bytes) -> Iterator[bytes]:
+    """The pieces as one compressed stream."""
+    compressor = zlib.compressobj(1, wbits=31) if encoding == b"gzip" else zstandard.ZstdCompressor(1).compressobj()
     for piece in pieces:
         compressed = compressor.compress(piece)
         if compressed:
@@ -310,14 +329,21 @@ def _gzip(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 @functools.lru_cache(maxsize=64)
-def accepts_gzip(accept_encoding: bytes) -> bool:
-    """Whether an ``Accept-Encoding`` header asks for gzip."""
+def chosen_encoding(accept_encoding: bytes) -> bytes:
+    """``zstd`` or ``gzip``, whichever an ``Accept-Encoding`` header asks for more, else ``b""``."""
+    wanted: dict[bytes, float] = {}
     for item in accept_encoding.lower().split(b","):
         coding, _, parameters = item.partition(b";")
-        if coding.strip() in (b"gzip", b"*"):
-            quality = parameters.replace(b" ", b"").removeprefix(b"q=")
-            return quality.strip(b"0.") != b"" or quality == b""
-    return False
+        quality = parameters.replace(b" ", b"").removeprefix(b"q=")
+        try:
+            wanted[coding.strip()] = float(quality) if quality else 1.0
+        except ValueError:
+            wanted[coding.strip()] = 1.0
+    zstd = wanted.get(b"zstd", 0.0)  # not by "*": who can read it says so
+    gzip = wanted.get(b"gzip", wanted.get(b"*", 0.0))
+    if max(zstd, gzip) <= 0:
+        return b""
+    return b"zstd" if zstd >= gzip else b"gzip"
 
 
 async def _read_form(receive: Receive) -> bytes | None:
@@ -350,6 +376,6 @@ async def _disconnected(receive: Receive) -> None:
 
 async def _send_text(send: Send, status: int, text: str, headers: Headers | None = None) -> None:
     body = text.encode()
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [_TEXT, length, *(headers or [])]})
+    fields = [(b"content-type", _TEXT), (b"content-length", str(len(body)).encode()), *(headers or [])]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
     await send({"type": "http.response.body", "body": body})

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from query.empty import EmptyStorage
 from query.engine.engine import Engine
 from query.errors import BadDataError, UnsupportedError
+from query.federation import EXPOSITION_TYPE, federation_page
 from query.json_out import TRUNCATED, query_answer, series_answer, success
 from query.limits import STEPS_MAX
 from query.params import (
@@ -32,16 +33,37 @@ from query.params import (
 from query.promql.literals import quote
 from query.promql.parser import ParseError, parse, parse_selector
 from query.promql.printer import to_text
+from query.promql.tree import to_tree
+from query.remote_read import encode_result, parse_read_request, read_response
 from query.result import QueryResult, QueryStats
 from query.storage import Storage
 from tsdb.clock import Clock
+from tsdb.frame import empty_frame
+from tsdb.limits import SelectLimits
 from tsdb.matchers import Matcher
 
 Body = bytes | Iterator[bytes]
-"""An answer: the whole of it, or its pieces (at least one)."""
+"""A JSON answer: the whole of it, or its pieces (at least one)."""
 
+FEDERATE = "/federate"
 PREFIX = "/api/v1/"
 LABEL_PREFIX, LABEL_SUFFIX = f"{PREFIX}label/", "/values"
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """An answer that is not JSON.
+
+    Attributes
+    ----------
+    content_type : as the header says it
+    body : the whole answer
+    encoding : how it is compressed already; empty = it is not, and may be
+    """
+
+    content_type: bytes
+    body: bytes
+    encoding: bytes = b""
 
 
 class FamilyMetadata(Protocol):
@@ -86,12 +108,14 @@ class Request:
     params : Params
     tenant : whose data it reads
     on_stats : told what a query cost
+    body : as it came, for endpoints whose body is no form
     """
 
     raw_path: bytes
     params: Params
     tenant: str
     on_stats: Callable[[QueryStats], None]
+    body: bytes = b""
 
 
 class Endpoints:
@@ -176,6 +200,41 @@ class Endpoints:
         """The canonical text of an expression."""
         with _blamed_on_query():
             return success(to_text(parse(_query_text(request.params))))
+
+    def parse_query(self, request: Request) -> Body:
+        """The expression as a tree, in the words of Prometheus' own pages."""
+        with _blamed_on_query():
+            return success(to_tree(parse(_query_text(request.params))))
+
+    # Raw samples
+
+    def _select_limits(self) -> SelectLimits:
+        limits = self._engine.limits
+        return SelectLimits(limits.series_max, limits.samples_max)
+
+    def remote_read(self, request: Request) -> Plain:
+        """Raw samples of some selectors, stale markers included (Prometheus' remote-read protocol)."""
+        storage = self._storage(request)
+        limits = self._select_limits()
+        left = self._engine.limits.memory_bytes_max
+        results = []
+        for query in parse_read_request(request.body):
+            if query.start_ms <= query.end_ms:
+                frame = storage.select(query.matchers, query.start_ms, query.end_ms, limits)
+            else:
+                frame = empty_frame()
+            results.append(encode_result(frame, left))
+            left -= len(results[-1])
+        return Plain(b"application/x-protobuf", read_response(results), b"snappy")
+
+    def federate(self, request: Request) -> Plain:
+        """The newest sample of each selected series within the lookback, as a page to be scraped."""
+        selectors = _selectors(request.params)
+        now_ms = self._clock.now_ms()
+        begin_ms = now_ms - self._engine.limits.lookback_ms + 1
+        storage = self._storage(request)
+        frames = [storage.select(matchers, begin_ms, now_ms, self._select_limits()) for matchers in selectors]
+        return Plain(EXPOSITION_TYPE, federation_page(frames))
 
     # Series and their labels
 

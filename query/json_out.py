@@ -58,7 +58,7 @@ class _LabelTexts(NamedTuple):
     row_bytes_max: int
 
 
-def _flatten(parts: list[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
+def flatten(parts: list[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
     """Parts one after the other, their offsets and the length of the longest."""
     lengths = list(map(len, parts))
     offsets = np.array(list(itertools.accumulate(lengths, initial=0)), np.int64)
@@ -66,11 +66,11 @@ def _flatten(parts: list[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64], 
 
 
 def _quoted(texts: list[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
-    """The texts as JSON strings, like :func:`_flatten`."""
+    """The texts as JSON strings, like :func:`flatten`."""
     joined = '"' + '""'.join(texts) + '"'
     plain = joined.isascii() and joined.isprintable() and "\\" not in joined and joined.count('"') == 2 * len(texts)
     if len(texts) < 256 or not plain:
-        return _flatten(list(map(dumps, texts)))
+        return flatten(list(map(dumps, texts)))
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)) + 2, out=offsets[1:])
     return np.frombuffer(joined.encode() + _SPARE, np.uint8), offsets, int(np.diff(offsets).max())
@@ -79,10 +79,10 @@ def _quoted(texts: list[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64], int
 @functools.lru_cache(maxsize=256)
 def _flat_names(names: tuple[str, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """``"name":`` of every column; dashboards ask for the same few sets of names."""
-    return _flatten([dumps(name) + b":" for name in names])[:2]
+    return flatten([dumps(name) + b":" for name in names])[:2]
 
 
-def _distinct(ids: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def distinct_symbols(ids: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Distinct symbols, 0 always the first, and for each cell the place of its symbol among them."""
     if ids.size < 256:
         place = {0: 0}
@@ -107,7 +107,7 @@ def _distinct(ids: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int
 def _label_texts(table: LabelTable, rows: int) -> _LabelTexts:
     """Escaped texts of the first ``rows`` series of a table."""
     names, name_offsets = _flat_names(table.names)
-    distinct, cells = _distinct(table.ids[:rows])
+    distinct, cells = distinct_symbols(table.ids[:rows])
     texts, text_offsets, longest = _quoted(table.symbols.texts(distinct))
     row_bytes_max = len(names) + len(table.names) * (longest + 1) + 64
     return _LabelTexts(names, name_offsets, cells, texts, text_offsets, row_bytes_max)

@@ -85,23 +85,26 @@ class Exporter:
 class Prometheus:
     """One process; ``with Prometheus(...) as prometheus`` ends it whatever happens."""
 
-    def __init__(self, folder: Path, target: str, write_url: str, scrape_interval: str = "1s") -> None:
+    def __init__(
+        self, folder: Path, target: str, write_url: str, scrape_interval: str = "1s", read_url: str = ""
+    ) -> None:
         self._binary = need("prometheus")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{probe.getsockname()[1]}"
         self._folder = folder
-        config = {
+        config: dict[str, Any] = {
             "global": {"scrape_interval": scrape_interval, "scrape_timeout": scrape_interval},
-            "scrape_configs": [{"job_name": "demo", "static_configs": [{"targets": [target]}]}],
-            "remote_write": [
-                {
-                    "url": write_url,
-                    "queue_config": {"batch_send_deadline": "200ms", "max_shards": 2, "min_backoff": "30ms"},
-                    "metadata_config": {"send_interval": "2s"},
-                }
-            ],
         }
+        if target:
+            config["scrape_configs"] = [{"job_name": "demo", "static_configs": [{"targets": [target]}]}]
+        if write_url:
+            queue = {"batch_send_deadline": "200ms", "max_shards": 2, "min_backoff": "30ms"}
+            config["remote_write"] = [
+                {"url": write_url, "queue_config": queue, "metadata_config": {"send_interval": "2s"}}
+            ]
+        if read_url:
+            config["remote_read"] = [{"url": read_url, "read_recent": True}]
         self._config = folder / "prometheus.yml"
         self._config.write_text(json.dumps(config))
 

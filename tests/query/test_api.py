@@ -18,8 +18,9 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import uvicorn
+import zstandard
 
-from query.api import GZIP_BYTES_MIN, QueryApi, accepts_gzip
+from query.api import COMPRESS_BYTES_MIN, QueryApi, chosen_encoding
 from query.empty import EmptyStorage
 from query.limits import QueryLimits
 from tests.query.asgi import FORM, ask, call, get, post_form
@@ -37,7 +38,7 @@ def api() -> Iterator[QueryApi]:
 
 
 def test_documented_paths_are_the_routes(api: QueryApi) -> None:
-    rows = re.findall(r"^\| ([A-Z, ]+) \| `(/api/[^`]+)` \|", DOCS.read_text("utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| ([A-Z, ]+) \| `(/(?:api/|federate)[^`]*)` \|", DOCS.read_text("utf-8"), re.MULTILINE)
     assert {path: frozenset(methods.split(", ")) for methods, path in rows} == api.paths
 
 
@@ -111,6 +112,7 @@ RANGE = "/api/v1/query_range?query=up&start=0&end=10&step=1"
         ),
         ("query_exemplars?query=up&start=10&end=1", "end timestamp must not be before start timestamp"),
         ("query_exemplars?query=up{&start=10&end=100", "1:4: parse error: unexpected end of input inside braces"),
+        ("parse_query?query=sum(", 'invalid parameter "query": 1:5: parse error: unclosed left parenthesis'),
         ("format_query?query=sum(", 'invalid parameter "query": 1:5: parse error: unclosed left parenthesis'),
         ("metadata?limit=x", "limit must be a number"),
         ("metadata?limit_per_metric=x", "limit_per_metric must be a number"),
@@ -238,12 +240,13 @@ def test_root_path_is_cut_off(api: QueryApi) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "asked"),
-    [(b"gzip", True), (b"deflate, gzip;q=0.5", True), (b"GZIP", True), (b"*", True), (b"", False), (b"br", False),
-     (b"gzip;q=0", False), (b"gzip; q=0.0, br", False), (b"identity", False)],
+    ("header", "chosen"),
+    [(b"gzip", b"gzip"), (b"br, GZIP;q=0.5", b"gzip"), (b"*", b"gzip"), (b"", b""), (b"br", b""),
+     (b"gzip;q=0", b""), (b"gzip; q=0.0, br", b""), (b"identity", b""), (b"gzip, deflate, br, zstd", b"zstd"),
+     (b"zstd;q=0.2, gzip", b"gzip"), (b"zstd;q=x", b"zstd"), (b"zstd;q=0, *", b"gzip")],
 )  # fmt: skip
-def test_accept_encoding(header: bytes, asked: bool) -> None:
-    assert accepts_gzip(header) is asked
+def test_accept_encoding(header: bytes, chosen: bytes) -> None:
+    assert chosen_encoding(header) == chosen
 
 
 def wide_storage(series: int, steps: int) -> MemoryStorage:
@@ -259,12 +262,15 @@ def test_larger_answers_are_compressed_when_asked() -> None:
     with query_api(wide_storage(100, 1)) as api:
         plain = get(api, f"/api/v1/query?query=m&time={START_MS // 1000}")
         packed = get(api, f"/api/v1/query?query=m&time={START_MS // 1000}", accept_encoding="gzip, br")
+        zstd = get(api, f"/api/v1/query?query=m&time={START_MS // 1000}", accept_encoding="gzip, zstd")
         small = get(api, "/api/v1/query?query=1", accept_encoding="gzip")
-    assert len(plain.body) >= GZIP_BYTES_MIN
+    assert len(plain.body) >= COMPRESS_BYTES_MIN
     assert "content-encoding" not in plain.headers
     assert packed.headers["content-encoding"] == "gzip"
     assert packed.headers["vary"] == "Accept-Encoding"
     assert gzip.decompress(packed.body) == plain.body
+    assert zstd.headers["content-encoding"] == "zstd"
+    assert zstandard.ZstdDecompressor().decompress(zstd.body) == plain.body
     assert "content-encoding" not in small.headers
 
 
