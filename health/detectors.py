@@ -179,7 +179,7 @@ def detect(signals: Signals, topology: Topology, state: ServiceState, policy: Po
     """
     names = topology.endpoints
     compared = state.compared(names)
-    zones = _numbers(topology.observer_zones)
+    zones = zone_numbers(topology.observer_zones)
     hard = np.zeros(len(names), dtype=np.bool_)
     degraded: tuple[Degraded, ...] = ()
     broken: dict[int, dict[str, float]] = {}
@@ -264,7 +264,7 @@ def degraded_groups(
         return ()
     out: dict[tuple[str, str], Degraded] = {}
     singles = {f.window_s: f.stats for f in findings if f.detector is Detector.ERROR_RATIO}
-    zones = _numbers(topology.observer_zones)
+    zones = zone_numbers(topology.observer_zones)
     for label, values in (("zone", topology.zones), ("version", topology.versions)):
         groups = sorted({value for value in values if value})
         if len(groups) < 2:
@@ -322,7 +322,7 @@ def _slow_findings(
     window: LatencySums, group_zones: tuple[str, ...], compared: NDArray[np.bool_], policy: Policy
 ) -> Iterator[Finding]:
     groups, n_endpoints, n_buckets = window.buckets.shape
-    zones = _numbers(group_zones)
+    zones = zone_numbers(group_zones)
     rule = rule_vector(policy.error, policy.agreement)
     rule[mantel.R_MIN_RATIO] = policy.latency.min_ratio
     for quantile, excess in zip(policy.latency.quantiles, policy.latency.min_excess, strict=True):
@@ -448,7 +448,8 @@ def _chain(found: Judgement) -> tuple[int, ...]:
     return tuple(h for h in found.chain[0].tolist() if h >= 0)
 
 
-def _numbers(zones: tuple[str, ...]) -> NDArray[np.int32]:
+def zone_numbers(zones: tuple[str, ...]) -> NDArray[np.int32]:
+    """Number of each zone as the kernels read it, -1 for "" (unknown)."""
     numbers = {zone: i for i, zone in enumerate(sorted({zone for zone in zones if zone}))}
     return np.array([numbers.get(zone, -1) for zone in zones], dtype=np.int32)
 
