@@ -71,7 +71,7 @@ def main() -> None:
         _peers({n: f.rss_per_series for n, f in written.items()}, ".0f"),
     )
     _row(
-        "samples/s, one connection",
+        f"samples/s, {ingest.SENDERS} connections",
         f"{mine.wall_samples_per_second:,.0f}",
         "",
         _peers({n: f.wall_samples_per_second for n, f in written.items()}, ",.0f"),
