@@ -171,6 +171,7 @@ class QueryConfig(Section):
     max_concurrency: int = Field(default=QueryLimits().concurrent_max, ge=1)
     default_step: Duration = timedelta(milliseconds=QueryLimits().default_step_ms)
     workers: int = Field(default=QueryLimits().workers, ge=1)
+    log_file: Path | None = None
 
 
 class LogConfig(Section):

@@ -16,6 +16,7 @@ from ingest.limits import WriteLimits
 from ingest.remote_write import RemoteWriteReceiver
 from meshpulse.asgi import App
 from meshpulse.config import Config, milliseconds
+from meshpulse.query_log import QueryLog
 from meshpulse.startup import Phase, Progress
 from meshpulse.status import Status
 from meshpulse.warm import warm
@@ -185,7 +186,9 @@ class Runtime:
             known = db.find(tenant)
             return known.metadata() if known else {}
 
-        return Providers(status.build_info(), status.cardinality, metadata, targets, status.pages())
+        log_file = self.config.query.log_file
+        query_log = QueryLog(log_file).write if log_file else None
+        return Providers(status.build_info(), status.cardinality, metadata, targets, status.pages(), query_log)
 
     def _scraper(self, db: TSDB, executor: ThreadPoolExecutor) -> Scraper | None:
         if not self.config.scrape_configs:

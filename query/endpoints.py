@@ -6,6 +6,7 @@ Statuses, headers and threads are those of :mod:`query.api`.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 
 from query.empty import EmptyStorage
 from query.engine.engine import Engine
-from query.errors import BadDataError, UnsupportedError
+from query.errors import BadDataError, QueryError, UnsupportedError
 from query.federation import EXPOSITION_TYPE, federation_page
 from query.json_out import TRUNCATED, query_answer, series_answer, success
 from query.limits import STEPS_MAX
@@ -38,6 +39,7 @@ from query.remote_read import encode_result, parse_read_request, read_response
 from query.result import QueryResult, QueryStats
 from query.storage import Storage
 from tsdb.clock import Clock
+from tsdb.errors import RejectedError, UnavailableError
 from tsdb.frame import empty_frame
 from tsdb.limits import SelectLimits
 from tsdb.matchers import Matcher
@@ -78,6 +80,28 @@ class FamilyMetadata(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class QueryRecord:
+    """One evaluated query, for the query log.
+
+    Attributes
+    ----------
+    start_ms, end_ms, step_ms : evaluation times; an instant query has one and a step of 0
+    seconds : wall seconds of reading, waiting and evaluating; writing the answer is not in it
+    stats : what it cost, None when it failed
+    error : why it failed, else empty
+    """
+
+    tenant: str
+    query: str
+    start_ms: int
+    end_ms: int
+    step_ms: int
+    seconds: float
+    stats: QueryStats | None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Providers:
     """Where answers come from that are not queries. All of them may be called from worker threads.
 
@@ -89,6 +113,7 @@ class Providers:
     metadata : tenant -> metric family -> what it is; empty for an unknown tenant
     targets : data of ``targets``
     status : further pages of ``status/``, e.g. ``runtimeinfo``, by name
+    query_log : told of every query that was evaluated or failed, in its thread; None = nobody wants to know
     """
 
     build_info: Mapping[str, str]
@@ -96,6 +121,7 @@ class Providers:
     metadata: Callable[[str], Mapping[str, FamilyMetadata]] = lambda _tenant: {}
     targets: Callable[[], Mapping[str, list[Any]]] = lambda: {"activeTargets": [], "droppedTargets": []}
     status: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    query_log: Callable[[QueryRecord], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +173,12 @@ class Endpoints:
         limit = limit_param(params)
         time_ms = time_param(params, "time", self._clock.now_ms())
         timeout_s, lookback_ms = _query_options(params)
-        with _blamed_on_query():
+        text = _query_text(params)
+        with self._logged(request, text, time_ms, time_ms, 0) as log, _blamed_on_query():
             result = self._engine.instant(
-                self._storage(request), _query_text(params), time_ms, timeout_s=timeout_s, lookback_ms=lookback_ms
+                self._storage(request), text, time_ms, timeout_s=timeout_s, lookback_ms=lookback_ms
             )
+            log(result)
         return self._query_answer(request, result, limit)
 
     def query_range(self, request: Request) -> Body:
@@ -172,17 +200,39 @@ class Endpoints:
                 "Try decreasing the query resolution (?step=XX)"
             )
         timeout_s, lookback_ms = _query_options(params)
-        with _blamed_on_query():
+        text = _query_text(params)
+        with self._logged(request, text, start_ms, end_ms, step_ms) as log, _blamed_on_query():
             result = self._engine.range(
                 self._storage(request),
-                _query_text(params),
+                text,
                 start_ms,
                 end_ms,
                 step_ms,
                 timeout_s=timeout_s,
                 lookback_ms=lookback_ms,
             )
+            log(result)
         return self._query_answer(request, result, limit)
+
+    @contextmanager
+    def _logged(
+        self, request: Request, text: str, start_ms: int, end_ms: int, step_ms: int
+    ) -> Iterator[Callable[[QueryResult], None]]:
+        """Tell the query log what became of a query; the body hands over its result."""
+        write = self._providers.query_log
+        begin = time.perf_counter()
+
+        def log(result: QueryResult | None, error: str = "") -> None:
+            if write is not None:
+                seconds = time.perf_counter() - begin
+                stats = result.stats if result else None
+                write(QueryRecord(request.tenant, text, start_ms, end_ms, step_ms, seconds, stats, error))
+
+        try:
+            yield log
+        except (QueryError, RejectedError, UnavailableError) as error:
+            log(None, str(error))
+            raise
 
     def _query_answer(self, request: Request, result: QueryResult, limit: int) -> Body:
         request.on_stats(result.stats)

@@ -10,6 +10,8 @@ import json
 import math
 import subprocess
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -211,3 +213,22 @@ class TestPromtool:
 
     def test_labels(self, pair: Pair) -> None:
         assert self.run("labels", pair.ours.url, "room").split() == ["a", "b", "c", "d"]
+
+
+def federated(url: str) -> set[tuple[str, str, str]]:
+    """(series, value, time) of each sample of a federation page."""
+    query = urllib.parse.urlencode({"match[]": '{__name__=~"demo_.+"}'})
+    with urllib.request.urlopen(f"{url}/federate?{query}", timeout=30) as response:
+        page = response.read().decode()
+    rows = [line.rsplit(" ", 2) for line in page.splitlines() if not line.startswith("#")]
+    return {(series, repr(float(value)), ts_ms) for series, value, ts_ms in rows}
+
+
+def test_federation_pages_are_equal(pair: Pair) -> None:
+    until = time.monotonic() + 20
+    ours, theirs = federated(pair.ours.url), federated(pair.theirs)
+    while ours != theirs and time.monotonic() < until:  # a scrape in between
+        time.sleep(0.3)
+        ours, theirs = federated(pair.ours.url), federated(pair.theirs)
+    assert len(ours) > 20
+    assert ours == theirs
