@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from query.storage import FrameSelection
 from tsdb.frame import LabelTable, SeriesFrame, SymbolOverlay, Symbols, empty_frame
 from tsdb.limits import SelectLimits
 from tsdb.matchers import Matcher
@@ -27,6 +28,16 @@ class EmptyStorage:
     def select(self, matchers: Sequence[Matcher], mint_ms: int, maxt_ms: int, limits: SelectLimits) -> SeriesFrame:  # noqa: ARG002
         """No samples."""
         return empty_frame()
+
+    def open(
+        self,
+        matchers: Sequence[Matcher],  # noqa: ARG002
+        mint_ms: int,  # noqa: ARG002
+        maxt_ms: int,  # noqa: ARG002
+        limits: SelectLimits,  # noqa: ARG002
+    ) -> FrameSelection:
+        """No samples."""
+        return FrameSelection(empty_frame())
 
     def series(self, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int) -> LabelTable:  # noqa: ARG002
         """No series."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tsdb.chunks import Chunks, LateSamples
 from tsdb.errors import CorruptionError
+from tsdb.frame import LabelTable, SeriesFrame
 from tsdb.gorilla import check_descriptors
 from tsdb.kernels import assemble as kernels
 from tsdb.kernels.gorilla import PAD_WORDS
@@ -141,7 +142,12 @@ def assemble(
     ------
     tsdb.errors.CorruptionError        a chunk does not decode, or is of an unknown kind
     """
-    plan = _plan(n_rows, parts, mint_ms, maxt_ms)
+    return _decode_all(_plan(n_rows, parts, mint_ms, maxt_ms), n_rows, mint_ms, maxt_ms, workers)
+
+
+def _decode_all(
+    plan: _Plan, n_rows: int, mint_ms: int, maxt_ms: int, workers: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     ends = np.cumsum(plan.samples)
     most = int(ends[-1]) if n_rows else 0
     out_times, out_bits, out_counts = np.empty(most, np.uint64), np.empty(most, np.uint64), np.zeros(n_rows, np.int64)
@@ -169,3 +175,81 @@ def assemble(
     offsets = np.zeros(n_rows + 1, np.int64)
     np.cumsum(out_counts, out=offsets[1:])
     return offsets, out_times[first:last].view(np.int64), out_bits[first:last].view(np.float64)
+
+
+class Selection:
+    """Series and their samples as the sources hold them: decoded all at once, or a few rows at a time.
+
+    A query over very many samples folds them batch by batch: the batch stays in the cache, and the whole is never in
+    memory. Several threads may each have a reader.
+
+    Attributes
+    ----------
+    labels : LabelTable        one row a series
+    warnings : what a reader must be told, e.g. that a damaged frame was left out
+    """
+
+    __slots__ = ("_maxt_ms", "_mint_ms", "_parts", "_plan", "labels", "warnings")
+
+    def __init__(
+        self,
+        labels: LabelTable,
+        parts: Sequence[tuple[Chunks, LateSamples]],
+        mint_ms: int,
+        maxt_ms: int,
+        warnings: tuple[str, ...],
+    ) -> None:
+        self.labels = labels
+        self.warnings = warnings
+        self._mint_ms, self._maxt_ms = mint_ms, maxt_ms
+        self._parts = parts  # the plan looks into their words
+        self._plan = _plan(len(labels), parts, mint_ms, maxt_ms)
+
+    @property
+    def samples_max(self) -> NDArray[np.int64]:
+        """(n_rows,) most samples of each row; the range and repeated times make it fewer."""
+        return self._plan.samples
+
+    def frame(self) -> SeriesFrame:
+        """All samples, decoded."""
+        arrays = _decode_all(self._plan, len(self.labels), self._mint_ms, self._maxt_ms, workers=2)
+        return SeriesFrame(self.labels, *arrays, self.warnings)
+
+    def reader(self, batch: int) -> RowReader:
+        """A reader of at most ``batch`` rows at once, with buffers of its own."""
+        return RowReader(self._plan, len(self.labels), self._mint_ms, self._maxt_ms, batch)
+
+
+class RowReader:
+    """Decodes ranges of rows into buffers that it uses again and again; for one thread."""
+
+    __slots__ = ("_bits", "_counts", "_maxt_ms", "_mint_ms", "_offsets", "_plan", "_runs", "_scratch", "_times")
+
+    def __init__(self, plan: _Plan, n_rows: int, mint_ms: int, maxt_ms: int, batch: int) -> None:
+        self._plan = plan
+        self._mint_ms, self._maxt_ms = mint_ms, maxt_ms
+        ends = np.concatenate(([0], np.cumsum(plan.samples)))
+        most = int((ends[batch:] - ends[:-batch]).max()) if 0 < batch < len(ends) else int(ends[-1])
+        self._times, self._bits = np.empty(most, np.uint64), np.empty(most, np.uint64)
+        longest = 2 * int(plan.samples.max(initial=0))
+        self._scratch = np.empty(longest, np.uint64), np.empty(longest, np.uint64)
+        self._runs = np.empty(plan.pieces_max + 1, np.int64)
+        self._counts = np.zeros(n_rows, np.int64)
+        self._offsets = np.zeros(batch + 1, np.int64)
+
+    def read(self, begin: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Samples of rows ``[begin, end)``, valid until the next call.
+
+        Returns
+        -------
+        offsets (end - begin + 1,) int64, ts_ms (n,) int64, values (n,) float64        as in a SeriesFrame
+        """
+        done = kernels.assemble_rows(
+            *self._plan[:5], begin, end, self._mint_ms, self._maxt_ms, 0, 0, *self._scratch, self._runs, self._counts,
+            self._times, self._bits,
+        )  # fmt: skip
+        if done < 0:
+            raise CorruptionError("chunk", -1 - done, "payload does not decode")
+        offsets = self._offsets[: end - begin + 1]
+        np.cumsum(self._counts[begin:end], out=offsets[1:])
+        return offsets, self._times[:done].view(np.int64), self._bits[:done].view(np.float64)

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsdb.arena import Arena
-from tsdb.assemble import assemble
+from tsdb.assemble import Selection
 from tsdb.batch import STATUS_REASON, AppendResult, SampleBatch, SampleStatus
 from tsdb.blockstore import BlockStore
 from tsdb.disk import DiskGuard
 from tsdb.errors import CorruptionError, LimitError, Reason
+from tsdb.exemplars import ExemplarRing
 from tsdb.frame import LabelTable, SeriesFrame, Symbols
 from tsdb.index.registry import SeriesRegistry
 from tsdb.kernels.shard import NO_SLOT, scatter, unlogged
@@ -135,6 +136,7 @@ class Tenant:
         self._time_limits = time_limits
         # Rows of blocks that get a number when they are read come on top of the active series.
         slots_max = 2 * series_limits.active_series_max
+        self.exemplars = ExemplarRing(slots_max)
         self._slot_of = Arena(np.uint32, slots_max)
         self._slots_ready = 0
         self._slots_lock = threading.Lock()
@@ -254,6 +256,15 @@ class Tenant:
         ------
         LimitError        more series or samples than ``limits`` allow
         """
+        return self.open(matchers, mint_ms, maxt_ms, limits).frame()
+
+    def open(self, matchers: Sequence[Matcher], mint_ms: int, maxt_ms: int, limits: SelectLimits) -> Selection:
+        """What :meth:`select` returns, still encoded: to be decoded a few series at a time.
+
+        Raises
+        ------
+        LimitError        more series or samples than ``limits`` allow
+        """
         # The head is read before the list of blocks: one published in between is then seen twice, never missed.
         refs = self.registry.find(matchers)
         parts = self._head_parts(refs, mint_ms, maxt_ms)
@@ -270,8 +281,7 @@ class Tenant:
                     warnings.append(f"partial: {error}")
             refs = wanted
         self._check_limits(refs, parts, limits)
-        offsets, ts_ms, values = assemble(len(refs), parts, mint_ms, maxt_ms)
-        return SeriesFrame(self.registry.label_table(refs), offsets, ts_ms, values, tuple(warnings))
+        return Selection(self.registry.label_table(refs), parts, mint_ms, maxt_ms, tuple(warnings))
 
     def _check_limits(self, refs: NDArray[np.uint32], parts: Sequence[Part], limits: SelectLimits) -> None:
         if len(refs) > limits.series_max:

@@ -21,7 +21,7 @@ from query.engine.grid import (
     set_label,
     take,
 )
-from query.engine.window import WindowCall, note_counters
+from query.engine.window import BATCH_POINTS, WindowCall, in_halves, note_counters
 from query.errors import ExecutionError
 from query.kernels import group as kernels
 from query.kernels.group import accumulate, group_quantile, group_topk
@@ -40,12 +40,6 @@ FOLDS = {
 }
 """Operators whose state per group is a few numbers: rows can be folded in one batch after another."""
 
-_BATCH_POINTS = 1 << 15
-"""Points of one batch: 256 KiB of float64 stay in the second-level cache between the window and the group kernel."""
-
-_THREAD_POINTS = 1 << 17
-"""Points from which the steps of a batched aggregation are shared with a second thread."""
-
 _INT64_LIMIT = 9223372036854774784.0
 
 
@@ -56,42 +50,93 @@ def group_table(labels: LabelTable, node: Aggregation) -> LabelTable:
     return keep_labels(labels, node.grouping)
 
 
-class _Fold:
-    """Running state of all groups at all steps."""
+class _State:
+    """Running state of all groups at all steps: the arrays of :func:`query.kernels.group.accumulate`."""
 
-    def __init__(self, ctx: QueryContext, node: Aggregation, labels: LabelTable, steps: int) -> None:
-        table = group_table(labels, node)
-        self.op = node.op
-        self.group, self.first = group_ids(table.ids)
-        self.labels = take(table, self.first) if len(table.names) else empty_table(ctx.symbols, len(self.first))
-        shape = (len(self.first), steps)
-        ctx.reserve(*shape)
-        self.total = np.zeros(shape)
-        self.count = np.zeros(shape)
-        self.extra = np.zeros(shape)
+    __slots__ = ("count", "extra", "op", "total")
 
-    def add(
-        self, values: NDArray[np.float64], present: NDArray[np.bool_], group: NDArray[np.int32], first_step: int
-    ) -> None:
+    def __init__(self, op: str, groups: int, steps: int) -> None:
+        self.op = op
+        self.total = np.zeros((groups, steps))
+        self.extra = np.zeros((groups, steps))
+        self.count = np.zeros((groups, steps))
+
+    def add(self, values: NDArray[np.float64], present: NDArray[np.bool_], group: NDArray[np.int32]) -> None:
         """Fold rows of points."""
-        accumulate(values, present, group, FOLDS[self.op], first_step, self.total, self.extra, self.count)
+        accumulate(values, present, group, FOLDS[self.op], self.total, self.extra, self.count)
 
-    def result(self, drop_name: NDArray[np.bool_]) -> Grid:
-        """The aggregated series; one that contains a renamed series is renamed too."""
-        total, extra, count = self.total, self.extra, self.count
-        if self.op == "sum":
-            total += extra
-        elif self.op == "count":
-            total = count
-        elif self.op == "group":
-            total = np.ones_like(count)
-        elif self.op == "avg":
-            total = np.where(count < 0, total + extra, total / count + extra / count)
+    def merge(self, later: _State) -> None:
+        """Fold what another state has seen of rows that come after those of this one."""
+        a, b = (self.total, self.extra, self.count), (later.total, later.extra, later.count)
+        only_b, only_a = self.count == 0, later.count == 0
+        if self.op in ("sum", "avg"):
+            both = _merged_sums(a, b) if self.op == "sum" else _merged_means(a, b)
+        elif self.op in ("min", "max"):
+            pick = np.fmin if self.op == "min" else np.fmax  # NaN only where both are
+            both = pick(self.total, later.total), self.extra, self.count + later.count
         elif self.op in ("stdvar", "stddev"):
-            total /= count
-            if self.op == "stddev":
-                np.sqrt(total, out=total)
-        return Grid(self.labels, total, count != 0, _renamed(self.labels, self.group, drop_name)).without_empty()
+            both = _merged_variances(a, b)
+        else:
+            both = self.total, self.extra, self.count + later.count
+        self.total, self.extra, self.count = (
+            np.where(only_a, x, np.where(only_b, y, z)) for x, y, z in zip(a, b, both, strict=True)
+        )
+
+    def values(self) -> NDArray[np.float64]:
+        """(groups, steps) results, undefined where ``count`` is 0."""
+        total, extra, count = self.total, self.extra, self.count
+        match self.op:
+            case "sum":
+                return total + extra
+            case "count":
+                return count
+            case "group":
+                return np.ones_like(count)
+            case "avg":
+                return np.where(count < 0, total + extra, total / count + extra / count)
+            case "stdvar":
+                return total / count
+            case "stddev":
+                return np.asarray(np.sqrt(total / count))
+        return total
+
+
+_Arrays = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
+def _merged_sums(a: _Arrays, b: _Arrays) -> _Arrays:
+    """Sum of two compensated sums."""
+    total = a[0] + b[0]
+    lost = np.where(np.abs(a[0]) >= np.abs(b[0]), (a[0] - total) + b[0], (b[0] - total) + a[0])
+    return total, np.where(np.isinf(total), 0.0, a[1] + b[1] + lost), a[2] + b[2]
+
+
+def _merged_means(a: _Arrays, b: _Arrays) -> _Arrays:
+    """Sums where they do not overflow, else running means weighted by their counts (negative, see the kernel)."""
+    total, extra, count = _merged_sums(a, b)
+    n_a, n_b = np.abs(a[2]), np.abs(b[2])
+    running = (a[2] < 0) | (b[2] < 0) | np.isinf(total)
+    if not running.any():
+        return total, extra, count
+    n = n_a + n_b
+    parts = [np.where(side[2] < 0, x, x / k) * (k / n) for side, k in ((a, n_a), (b, n_b)) for x in side[:2]]
+    mean = parts[0] + parts[2]
+    mean_extra = np.where(np.isinf(mean), 0.0, parts[1] + parts[3])
+    return np.where(running, mean, total), np.where(running, mean_extra, extra), np.where(running, -n, count)
+
+
+def _merged_variances(a: _Arrays, b: _Arrays) -> _Arrays:
+    """Sum of squared differences and mean of two samples together (Chan, Golub, LeVeque)."""
+    n = a[2] + b[2]
+    delta = b[1] - a[1]
+    return a[0] + b[0] + delta * delta * (a[2] * b[2] / n), a[1] + delta * (b[2] / n), n
+
+
+def _grouped(ctx: QueryContext, node: Aggregation, labels: LabelTable) -> tuple[LabelTable, NDArray[np.int32]]:
+    """Labels of the groups, and the group of every series."""
+    table = group_table(labels, node)
+    group, first = group_ids(table.ids)
+    return (take(table, first) if len(table.names) else empty_table(ctx.symbols, len(first))), group
 
 
 def _renamed(labels: LabelTable, group: NDArray[np.int32], drop_name: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -104,58 +149,56 @@ def _renamed(labels: LabelTable, group: NDArray[np.int32], drop_name: NDArray[np
 
 def fold(ctx: QueryContext, node: Aggregation, grid: Grid) -> Grid:
     """``sum``, ``avg``, ``min``, ``max``, ``count``, ``group``, ``stddev`` and ``stdvar`` of a grid."""
-    state = _Fold(ctx, node, grid.labels, grid.values.shape[1])
-    state.add(grid.values, grid.present, state.group, 0)
+    labels, group = _grouped(ctx, node, grid.labels)
+    steps = grid.values.shape[1]
+    ctx.reserve(3 * len(labels), steps)
+    state = _State(node.op, len(labels), steps)
+    state.add(grid.values, grid.present, group)
     ctx.release(grid.values.size)
-    return state.result(grid.drop_name)
+    drop = _renamed(labels, group, grid.drop_name)
+    return Grid(labels, state.values(), state.count != 0, drop).without_empty()
 
 
 def fold_windows(ctx: QueryContext, node: Aggregation, call: WindowCall, span: Span) -> Grid:
-    """The same of a function of a range vector, without ever holding all its points.
+    """The same of a function of a range vector, without ever holding all its samples and points.
 
-    The rows pass in batches that fit the cache. Two threads share the steps, not the rows: so each group's points are
-    added up in the order of the rows, and the result does not depend on the number of threads.
+    The rows pass in batches that fit the cache: decoded, evaluated, folded.
     """
-    labels = call.vector.frame.labels
-    steps = call.steps.count
-    state = _Fold(ctx, node, labels, steps)
-    rows = len(call)
+    labels, group = _grouped(ctx, node, call.vector.labels)
+    rows, steps = len(call), call.steps.count
+    ctx.reserve(6 * len(labels), steps)
     found = np.zeros(rows, np.bool_)
+    batch = min(rows, call.batch_rows(BATCH_POINTS))
 
-    def work(first_step: int, last_step: int) -> tuple[int, NDArray[np.bool_]]:
-        width = last_step - first_step
-        batch = max(1, min(rows, _BATCH_POINTS // width))
-        values = np.empty((batch, width))
-        present = np.empty((batch, width), np.bool_)
-        any_point = np.zeros(rows, np.bool_)
+    def work(begin: int, end: int) -> tuple[int, _State]:
+        state = _State(node.op, len(labels), steps)
+        reader = call.vector.samples.reader(batch)
+        values = np.empty((batch, steps))
+        present = np.empty((batch, steps), np.bool_)
         looked = 0
-        for begin in range(0, rows, batch):
+        for at in range(begin, end, batch):
             ctx.check_time()
-            end = min(rows, begin + batch)
-            out, mask = values[: end - begin], present[: end - begin]
-            looked += call.run(begin, end, first_step, out, mask)
-            state.add(out, mask, state.group[begin:end], first_step)
-            np.any(mask, axis=1, out=any_point[begin:end])
-        return looked, any_point
+            to = min(end, at + batch)
+            out, mask = values[: to - at], present[: to - at]
+            looked += call.run(reader.read(at, to), 0, to - at, out, mask)
+            state.add(out, mask, group[at:to])
+            np.any(mask, axis=1, out=found[at:to])
+        return looked, state
 
-    if ctx.pool is not None and steps > 1 and rows * steps >= _THREAD_POINTS:
-        other = ctx.pool.submit(work, steps // 2, steps)
-        looked, found = work(0, steps // 2)
-        more, found_there = other.result()
-        looked += more
-        found |= found_there
-    else:
-        looked, found = work(0, steps)
-    ctx.stats.samples_total += looked
-    if call.func in ("rate", "increase"):
-        note_counters(ctx, call.func, take(labels, found), span)
+    done = in_halves(ctx, call, work)
+    ctx.stats.samples_total += sum(looked for looked, _ in done)
+    state = done[0][1]
+    for _, later in done[1:]:
+        state.merge(later)
+    note_counters(ctx, call.func, take(call.vector.labels, found), span)
     # a series without any point does not count as a member of its group
-    return state.result(call.drop_name() & found)
+    drop = _renamed(labels, group, call.drop_name() & found)
+    return Grid(labels, state.values(), state.count != 0, drop).without_empty()
 
 
 def is_batched(call: WindowCall) -> bool:
     """Whether an aggregation of this call should go through :func:`fold_windows`."""
-    return len(call) * call.steps.count > _BATCH_POINTS
+    return len(call) > call.batch_rows(BATCH_POINTS)
 
 
 def quantile(ctx: QueryContext, node: Aggregation, grid: Grid, q: NDArray[np.float64]) -> Grid:

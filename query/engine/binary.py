@@ -90,7 +90,7 @@ def _match_groups(
 def _any_present(grid: Grid, group: NDArray[np.int32], groups: int) -> NDArray[np.bool_]:
     """(groups, steps): whether any series of the group has a point."""
     count = np.zeros((groups, grid.values.shape[1]))
-    accumulate(grid.values, grid.present, group, COUNT, 0, count, count, count)  # COUNT has no other state
+    accumulate(grid.values, grid.present, group, COUNT, count, count, count)  # COUNT has no other state
     return count > 0
 
 

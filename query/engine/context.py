@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -16,9 +16,9 @@ from query.errors import ExecutionError, QueryTimeoutError, UnsupportedError
 from query.limits import QueryLimits
 from query.promql.ast import Span, line_col
 from query.result import QueryStats
-from query.storage import Storage
+from query.storage import FrameSelection, Selection, Storage
 from tsdb.errors import LimitError
-from tsdb.frame import LabelTable, SeriesFrame, SymbolOverlay
+from tsdb.frame import LabelTable, SymbolOverlay
 from tsdb.limits import SelectLimits
 from tsdb.matchers import Matcher
 
@@ -86,7 +86,7 @@ class QueryContext:
     """
 
     __slots__ = (
-        "_deadline", "_frames", "_points", "annotations", "end_ms", "limits", "lookback_ms", "pool", "start_ms",
+        "_deadline", "_opened", "_points", "annotations", "end_ms", "limits", "lookback_ms", "pool", "start_ms",
         "stats", "storage", "symbols", "text",
     )  # fmt: skip
 
@@ -111,7 +111,7 @@ class QueryContext:
         self.stats = QueryStats()
         self.pool = pool
         self._deadline = deadline
-        self._frames: dict[tuple[tuple[Matcher, ...], int, int], SeriesFrame] = {}
+        self._opened: dict[tuple[tuple[Matcher, ...], int, int], tuple[LabelTable, Selection, int]] = {}
         self._points = 0
 
     def unsupported(self, construct: str, span: Span) -> UnsupportedError:
@@ -148,42 +148,52 @@ class QueryContext:
                 f"{held}, more than limits.query.samples_max ({self.limits.samples_max})"
             )
 
-    def select(self, matchers: tuple[Matcher, ...], mint_ms: int, maxt_ms: int) -> SeriesFrame:
-        """Samples of a selector with inclusive bounds; the same selection twice in a query is read once."""
+    def open(self, matchers: tuple[Matcher, ...], mint_ms: int, maxt_ms: int) -> tuple[LabelTable, Selection, int]:
+        """Series, samples and their number (at most) of a selector with inclusive bounds.
+
+        The same selection twice in a query is read once. Little is decoded at once and kept, much is left to be decoded
+        batch by batch where it is used.
+        """
         key = (matchers, mint_ms, maxt_ms)
-        frame = self._frames.get(key)
-        if frame is not None:
-            return frame
+        opened = self._opened.get(key)
+        if opened is not None:
+            return opened
         self.check_time()
         begin = time.perf_counter()
         left = max(0, self.limits.samples_max - self.stats.samples)
         try:
-            frame = self.storage.select(matchers, mint_ms, maxt_ms, SelectLimits(self.limits.series_max, left))
+            selection = self.storage.open(matchers, mint_ms, maxt_ms, SelectLimits(self.limits.series_max, left))
         except LimitError as e:
             raise ExecutionError(
                 f"query selects too much: {e} (limits.query.series_max = {self.limits.series_max}, "
                 f"limits.query.samples_max = {self.limits.samples_max})"
             ) from e
-        self.stats.samples += len(frame.ts_ms)
-        self.stats.series += len(frame)
+        series = len(selection.labels)
+        samples = int(selection.samples_max.sum())
+        if samples <= KEPT_SAMPLES_MAX:
+            frame = selection.frame()
+            samples = len(frame.ts_ms)
+            selection = FrameSelection(replace(frame, ts_ms=_writable(frame.ts_ms), values=_writable(frame.values)))
+        self.stats.samples += samples
+        self.stats.series += series
         self._check_samples()
-        if len(frame) > self.limits.series_max:
+        if series > self.limits.series_max:
             raise ExecutionError(
-                f"query selects {len(frame)} series, more than limits.query.series_max ({self.limits.series_max})"
+                f"query selects {series} series, more than limits.query.series_max ({self.limits.series_max})"
             )
-        for warning in frame.warnings:
+        for warning in selection.warnings:
             self.annotations.warnings[warning] = None
-        frame = self._own(frame)
-        self._frames[key] = frame
+        labels = LabelTable(selection.labels.names, selection.labels.ids, self.symbols)
+        self._opened[key] = opened = labels, selection, samples
         seconds = self.stats.seconds
         seconds["select"] = seconds.get("select", 0.0) + time.perf_counter() - begin
-        return frame
+        return opened
 
-    def _own(self, frame: SeriesFrame) -> SeriesFrame:
-        """The frame with this query's symbols and with arrays that the window kernels take."""
-        table = LabelTable(frame.labels.names, frame.labels.ids, self.symbols)
-        return SeriesFrame(table, frame.offsets, _writable(frame.ts_ms), _writable(frame.values))
+
+KEPT_SAMPLES_MAX = 1 << 18
+"""Samples of a selection that are decoded as a whole: 4 MiB, beyond that fresh memory costs more than decoding."""
 
 
 def _writable(array: NDArray[S]) -> NDArray[S]:
+    """The kernels take writable arrays only (see :mod:`query.kernels.window`)."""
     return array if array.flags.writeable else array.copy()

@@ -198,10 +198,12 @@ def _renamed(value: Value) -> Grid:
 
 def _raw_samples(vector: RangeVector) -> SeriesFrame:
     """Samples of the one window of an instant query, without stale markers, series sorted by labels."""
-    frame = vector.frame
+    frame = vector.samples.frame()
     live = (frame.ts_ms > vector.end_ms - vector.range_ms) & (frame.ts_ms <= vector.end_ms)
     live &= frame.values.view(np.uint64) != _STALE
-    grid = _renamed(Grid(frame.labels, np.zeros((len(frame), 1)), np.ones((len(frame), 1), np.bool_), vector.drop_name))
+    grid = _renamed(
+        Grid(vector.labels, np.zeros((len(frame), 1)), np.ones((len(frame), 1), np.bool_), vector.drop_name)
+    )
     row_of = np.repeat(np.arange(len(frame)), np.diff(frame.offsets))
     counts = np.bincount(row_of[live], minlength=len(frame))
     kept = sort_order(grid.labels)

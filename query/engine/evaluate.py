@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from query.engine import aggregate, binary, functions
 from query.engine.context import QueryContext, Steps
-from query.engine.grid import Grid, RangeVector, Scalar
+from query.engine.grid import Grid, RangeVector, Scalar, empty_table
 from query.engine.histogram import classic_histogram
 from query.engine.labels import label_join, label_replace
 from query.engine.plan import has_selector, is_constant, unwrapped
@@ -17,10 +17,9 @@ from query.engine.window import (
     RANGE_FUNCTIONS,
     WindowCall,
     evaluate_call,
-    grid_samples,
     instant_call,
     instant_vector,
-    no_samples,
+    range_of_grid,
     range_vector,
     subquery_steps,
     window_call,
@@ -126,9 +125,12 @@ class Evaluator:
                 f"({self.ctx.limits.subquery_steps_max})"
             )
         if steps.count == 0:  # no multiple of the resolution lies in any window
-            return RangeVector(no_samples(self.ctx), np.zeros(0, np.bool_), node.range_ms, end_ms, step_ms)
-        grid = as_grid(self.ctx, Evaluator(self.ctx, steps).evaluate(node.expr))
-        return RangeVector(grid_samples(grid, steps), grid.drop_name, node.range_ms, end_ms, step_ms)
+            grid = Grid(
+                empty_table(self.ctx.symbols), np.zeros((0, 0)), np.zeros((0, 0), np.bool_), np.zeros(0, np.bool_)
+            )
+        else:
+            grid = as_grid(self.ctx, Evaluator(self.ctx, steps).evaluate(node.expr))
+        return range_of_grid(grid, steps, node.range_ms, end_ms, step_ms)
 
     def _unary(self, node: Unary) -> Value:
         value = self.evaluate(node.expr)

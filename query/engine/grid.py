@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from query.kernels.group import group_rows
-from tsdb.frame import LabelTable, SeriesFrame, SymbolOverlay
+from query.storage import Selection
+from tsdb.frame import LabelTable, SymbolOverlay
 
 NAME = "__name__"
 Index = NDArray[np.integer[Any]] | NDArray[np.bool_]
@@ -70,14 +71,18 @@ class RangeVector:
 
     Attributes
     ----------
-    frame : SeriesFrame            samples of all windows together, writable arrays
+    labels : LabelTable            n series
+    samples : Selection            their samples, of all windows together
+    size : most samples there are
     drop_name : (n,) bool          as in :class:`Grid`
     range_ms : width of a window
     end_ms : end of the first window
     step_ms : distance of the windows that follow; 0 when the range is pinned by ``@``
     """
 
-    frame: SeriesFrame
+    labels: LabelTable
+    samples: Selection
+    size: int
     drop_name: NDArray[np.bool_]
     range_ms: int
     end_ms: int

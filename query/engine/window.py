@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from query.engine.context import QueryContext, Steps
-from query.engine.grid import NAME, Grid, RangeVector, column, empty_table, quote
+from query.engine.grid import NAME, Grid, RangeVector, column, quote
 from query.kernels import fold as folds
 from query.kernels.fold import window_fold
 from query.kernels.window import DELTA, INCREASE, RATE, window_extreme, window_last, window_rate, window_sum
 from query.promql.ast import Span, Subquery, VectorSelector
+from query.storage import FrameSelection
 from tsdb.frame import LabelTable, SeriesFrame
 
 RATES = {"delta": DELTA, "increase": INCREASE, "rate": RATE}
@@ -49,11 +51,16 @@ _COUNTER_SUFFIXES = ("_total", "_sum", "_count", "_bucket")
 
 _NO_PARAMS = np.zeros(0)
 
-_CHECK_WORK = 1 << 26
-"""Samples that windows look at between two looks at the clock, about 0.2 s of compensated summing."""
+BATCH_POINTS = 1 << 15
+"""Samples or points of a batch of rows: with what is around them they stay in the second-level cache."""
 
-_THREAD_WORK = 400_000
+HALVED_WORK_MIN = 400_000
 """Samples and points from which a second thread pays (about 1 ms of work against 50 us to hand it over)."""
+
+Samples = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+"""(offsets, ts_ms, values) of some rows."""
+
+T = TypeVar("T")
 
 
 def selector_times(ctx: QueryContext, steps: Steps, at: int | str | None, offset_ms: int) -> tuple[int, int]:
@@ -65,21 +72,10 @@ def selector_times(ctx: QueryContext, steps: Steps, at: int | str | None, offset
     return at - offset_ms, 0
 
 
-def _split(ctx: QueryContext, frame: SeriesFrame, steps: int, work: Callable[[int, int], int]) -> int:
-    """Run ``work(begin, end)`` over all rows, on two threads when there is much to do; returns the sum."""
-    n = len(frame)
-    if ctx.pool is None or n < 2 or len(frame.ts_ms) + n * steps < _THREAD_WORK:
-        return work(0, n)
-    middle = int(np.searchsorted(frame.offsets, len(frame.ts_ms) // 2))
-    middle = min(max(middle, 1), n - 1)
-    other = ctx.pool.submit(work, middle, n)
-    return work(0, middle) + other.result()
-
-
 def instant_call(ctx: QueryContext, steps: Steps, selector: VectorSelector, want_time: bool = False) -> WindowCall:
     """The instant selector as a function of its lookback window: the newest sample, or with ``want_time`` its time."""
     vector = range_vector(ctx, steps, selector, ctx.lookback_ms)
-    return WindowCall("timestamp" if want_time else "", vector, steps, _NO_PARAMS, 0)
+    return WindowCall("timestamp" if want_time else "", vector, steps, _NO_PARAMS)
 
 
 def instant_vector(ctx: QueryContext, steps: Steps, selector: VectorSelector, want_time: bool = False) -> Grid:
@@ -91,8 +87,8 @@ def range_vector(ctx: QueryContext, steps: Steps, selector: VectorSelector, rang
     """Samples of a range selector for all steps."""
     end_ms, step_ms = selector_times(ctx, steps, selector.at, selector.offset_ms)
     last_ms = end_ms + (steps.count - 1) * step_ms
-    frame = ctx.select(selector.matchers, end_ms - range_ms + 1, last_ms)
-    return RangeVector(frame, np.zeros(len(frame), np.bool_), range_ms, end_ms, step_ms)
+    labels, samples, size = ctx.open(selector.matchers, end_ms - range_ms + 1, last_ms)
+    return RangeVector(labels, samples, size, np.zeros(len(labels), np.bool_), range_ms, end_ms, step_ms)
 
 
 def subquery_steps(ctx: QueryContext, steps: Steps, subquery: Subquery) -> tuple[Steps, int, int]:
@@ -108,18 +104,13 @@ def subquery_steps(ctx: QueryContext, steps: Steps, subquery: Subquery) -> tuple
     return Steps(first_ms, resolution, count), end_ms, step_ms
 
 
-def no_samples(ctx: QueryContext) -> SeriesFrame:
-    """No series at all."""
-    return SeriesFrame(empty_table(ctx.symbols), np.zeros(1, np.int64), np.zeros(0, np.int64), np.zeros(0))
-
-
-def grid_samples(grid: Grid, steps: Steps) -> SeriesFrame:
+def range_of_grid(grid: Grid, steps: Steps, range_ms: int, end_ms: int, step_ms: int) -> RangeVector:
     """The points of a grid as samples, one series a row."""
-    counts = grid.present.sum(axis=1)
     offsets = np.zeros(len(grid) + 1, np.int64)
-    np.cumsum(counts, out=offsets[1:])
+    np.cumsum(grid.present.sum(axis=1), out=offsets[1:])
     times = np.broadcast_to(steps.times_ms(), grid.present.shape)
-    return SeriesFrame(grid.labels, offsets, times[grid.present], grid.values[grid.present])
+    frame = SeriesFrame(grid.labels, offsets, times[grid.present], grid.values[grid.present])
+    return RangeVector(grid.labels, FrameSelection(frame), int(offsets[-1]), grid.drop_name, range_ms, end_ms, step_ms)
 
 
 @dataclass(slots=True)
@@ -133,56 +124,46 @@ class WindowCall:
     vector: RangeVector
     steps: Steps
     params: NDArray[np.float64]  # (steps,): the scalar argument, zeros when there is none
-    row_max: int  # samples of the longest row
 
     def __len__(self) -> int:
-        return len(self.vector.frame)
+        return len(self.vector.labels)
 
-    def run(self, begin: int, end: int, first_step: int, out: NDArray[np.float64], present: NDArray[np.bool_]) -> int:
-        """Write the points of rows ``[begin, end)`` from ``first_step`` on, ``out.shape[1]`` steps of them.
+    def run(self, samples: Samples, begin: int, end: int, out: NDArray[np.float64], present: NDArray[np.bool_]) -> int:
+        """Write the points of rows ``[begin, end)`` of ``samples`` at all steps.
 
         Returns
         -------
         int        samples looked at
         """
-        frame = self.vector.frame
-        first_ms = self.vector.end_ms + first_step * self.vector.step_ms
-        if self.func in ("", "timestamp"):
-            return window_last(  # type: ignore[no-any-return]
-                frame.ts_ms, frame.values, frame.values.view(np.uint64), frame.offsets, begin, end,
-                int(self.func == "timestamp"), first_ms, self.vector.step_ms, self.vector.range_ms,
-                np.empty(out.shape[1], np.int64), out, present,
-            )  # fmt: skip
-        scratch_ts = np.empty(self.row_max, np.int64)
-        scratch_values = np.empty(self.row_max)
-        edges = np.empty(2 * out.shape[1], np.int64)
-        kind = RATES.get(self.func)
-        if kind is not None:
+        offsets, ts_ms, values = samples
+        width = self.steps.count
+        rows = (ts_ms, values, values.view(np.uint64), offsets, begin, end)
+        windows = (self.vector.end_ms, self.vector.step_ms, self.vector.range_ms)
+        edges = np.empty(2 * width, np.int64)
+        func = self.func
+        if func in ("", "timestamp"):
+            return window_last(*rows, int(func == "timestamp"), *windows, edges, out, present)  # type: ignore[no-any-return]
+        longest = len(ts_ms) if end - begin < 2 else int(np.diff(offsets[begin : end + 1]).max())
+        scratch = (np.empty(longest, np.int64), np.empty(longest))
+        if func in RATES:
             return window_rate(  # type: ignore[no-any-return]
-                frame.ts_ms, frame.values, frame.values.view(np.uint64), frame.offsets, begin, end, kind, first_ms,
-                self.vector.step_ms, self.vector.range_ms, scratch_ts, scratch_values,
-                np.empty(self.row_max, np.int64), edges, np.empty((5, out.shape[1])), out, present,
+                *rows, RATES[func], *windows, *scratch, np.empty(longest, np.int64), edges, np.empty((5, width)), out,
+                present,
             )  # fmt: skip
-        mean = SUMS.get(self.func)
-        if mean is not None:
-            return window_sum(  # type: ignore[no-any-return]
-                frame.ts_ms, frame.values, frame.values.view(np.uint64), frame.offsets, begin, end, mean, first_ms,
-                self.vector.step_ms, self.vector.range_ms, scratch_ts, scratch_values, edges, out, present,
-            )  # fmt: skip
-        sign = EXTREMES.get(self.func)
-        if sign is not None:
-            return window_extreme(  # type: ignore[no-any-return]
-                frame.ts_ms, frame.values, frame.values.view(np.uint64), frame.offsets, begin, end, sign, first_ms,
-                self.vector.step_ms, self.vector.range_ms, scratch_ts, scratch_values,
-                np.empty(self.row_max, np.int64), edges, out, present,
-            )  # fmt: skip
-        last_step = first_step + out.shape[1]
+        if func in SUMS:
+            return window_sum(*rows, SUMS[func], *windows, *scratch, edges, out, present)  # type: ignore[no-any-return]
+        if func in EXTREMES:
+            queue = np.empty(longest, np.int64)
+            return window_extreme(*rows, EXTREMES[func], *windows, *scratch, queue, edges, out, present)  # type: ignore[no-any-return]
+        times_ms = self.steps.times_ms()
         return window_fold(  # type: ignore[no-any-return]
-            frame.ts_ms, frame.values, frame.values.view(np.uint64), frame.offsets, begin, end, FOLDS[self.func],
-            first_ms, self.vector.step_ms, self.vector.range_ms, self.params[first_step:last_step],
-            self.steps.times_ms()[first_step:last_step], scratch_ts, scratch_values, np.empty(self.row_max), edges,
-            out, present,
+            *rows, FOLDS[func], *windows, self.params, times_ms, *scratch, np.empty(longest), edges, out, present,
         )  # fmt: skip
+
+    def batch_rows(self, points_max: int) -> int:
+        """Rows to do at once so that their samples and points stay in the cache; at least one."""
+        per_row = self.vector.size // max(1, len(self))
+        return max(1, points_max // max(1, self.steps.count, per_row))
 
     def drop_name(self) -> NDArray[np.bool_]:
         """Which results lose the metric's labels."""
@@ -191,9 +172,23 @@ class WindowCall:
 
 def window_call(func: str, vector: RangeVector, steps: Steps, params: NDArray[np.float64] | None) -> WindowCall:
     """Prepare a call."""
-    lengths = np.diff(vector.frame.offsets)
-    row_max = int(lengths.max()) if len(lengths) else 0
-    return WindowCall(func, vector, steps, np.zeros(steps.count) if params is None else params, row_max)
+    return WindowCall(func, vector, steps, np.zeros(steps.count) if params is None else params)
+
+
+def in_halves(ctx: QueryContext, call: WindowCall, work: Callable[[int, int], T]) -> list[T]:
+    """Results of ``work(begin, end)`` for all rows; of two halves, on two threads, when there is much to do.
+
+    Where it is cut depends on the data only, not on the number of threads, so that sums come out the same.
+    """
+    n = len(call)
+    if n < 2 or call.vector.size + n * call.steps.count < HALVED_WORK_MIN:
+        return [work(0, n)]
+    ends = np.cumsum(call.vector.samples.samples_max)
+    middle = min(max(int(np.searchsorted(ends, ends[-1] // 2)), 1), n - 1)
+    if ctx.pool is None:
+        return [work(0, middle), work(middle, n)]
+    other = ctx.pool.submit(work, middle, n)
+    return [work(0, middle), other.result()]
 
 
 def evaluate_call(ctx: QueryContext, call: WindowCall, span: Span) -> Grid:
@@ -202,21 +197,20 @@ def evaluate_call(ctx: QueryContext, call: WindowCall, span: Span) -> Grid:
     ctx.reserve(n, count)
     values = np.empty((n, count))
     present = np.empty((n, count), np.bool_)
-    frame = call.vector.frame
-    # bounded pieces, so that a query whose windows are long can be stopped
-    batch = max(1, _CHECK_WORK // max(1, count * min(call.row_max, _CHECK_WORK)))
+    batch = call.batch_rows(BATCH_POINTS)
 
     def work(begin: int, end: int) -> int:
+        reader = call.vector.samples.reader(batch)
         looked = 0
         for at in range(begin, end, batch):
             to = min(end, at + batch)
-            looked += call.run(at, to, 0, values[at:to], present[at:to])
+            looked += call.run(reader.read(at, to), 0, to - at, values[at:to], present[at:to])
             if to < end:
                 ctx.check_time()
         return looked
 
-    ctx.stats.samples_total += _split(ctx, frame, count, work)
-    grid = Grid(frame.labels, values, present, call.drop_name()).without_empty()
+    ctx.stats.samples_total += sum(in_halves(ctx, call, work))
+    grid = Grid(call.vector.labels, values, present, call.drop_name()).without_empty()
     note_counters(ctx, call.func, grid.labels, span)
     return grid
 

@@ -59,8 +59,8 @@ def group_rows(keys, slots, group, first):
     return groups
 
 
-@kernel(i64(const(f64, 2), const(u1, 2), const(i32), i64, i64, mut(f64, 2), mut(f64, 2), mut(f64, 2)))
-def accumulate(values, present, group, op, first_step, total, extra, count):
+@kernel(i64(const(f64, 2), const(u1, 2), const(i32), i64, mut(f64, 2), mut(f64, 2), mut(f64, 2)))
+def accumulate(values, present, group, op, total, extra, count):
     """Fold rows of points into the running state of their groups, in row order.
 
     Parameters
@@ -68,7 +68,6 @@ def accumulate(values, present, group, op, first_step, total, extra, count):
     values, present : (n, s) float64 and bool, const
     group : (n,) int32, const
     op : SUM, AVG, MIN, MAX, COUNT (also for ``group``) or STDVAR
-    first_step : column of the state that the first column of ``values`` belongs to
     total, extra, count : (groups, steps) float64, state, zero at the start
         points seen are in ``count``; SUM: sum and compensation; AVG: the same, or with a negative ``count`` a running
         mean and its compensation; MIN, MAX: the value in ``total``; STDVAR: sum of squared differences in
@@ -86,50 +85,49 @@ def accumulate(values, present, group, op, first_step, total, extra, count):
             if not present[row, s]:
                 continue
             folded += 1
-            at = first_step + s
             value = values[row, s]
-            seen = count[g, at]
+            seen = count[g, s]
             if op == COUNT:
-                count[g, at] = seen + 1.0
+                count[g, s] = seen + 1.0
             elif seen == 0.0:
-                count[g, at] = 1.0
-                total[g, at] = value
+                count[g, s] = 1.0
+                total[g, s] = value
                 if op == STDVAR:
-                    extra[g, at] = value
+                    extra[g, s] = value
                     # an infinite or NaN value has no distance to anything
-                    total[g, at] = 0.0 if math.isfinite(value) else math.nan
+                    total[g, s] = 0.0 if math.isfinite(value) else math.nan
             elif op == SUM:
-                count[g, at] = seen + 1.0
-                total[g, at], extra[g, at] = kahan_add(value, total[g, at], extra[g, at])
+                count[g, s] = seen + 1.0
+                total[g, s], extra[g, s] = kahan_add(value, total[g, s], extra[g, s])
             elif op == MIN:
-                count[g, at] = seen + 1.0
-                if value < total[g, at] or total[g, at] != total[g, at]:
-                    total[g, at] = value
+                count[g, s] = seen + 1.0
+                if value < total[g, s] or total[g, s] != total[g, s]:
+                    total[g, s] = value
             elif op == MAX:
-                count[g, at] = seen + 1.0
-                if value > total[g, at] or total[g, at] != total[g, at]:
-                    total[g, at] = value
+                count[g, s] = seen + 1.0
+                if value > total[g, s] or total[g, s] != total[g, s]:
+                    total[g, s] = value
             elif op == STDVAR:
-                count[g, at] = seen + 1.0
-                delta = value - extra[g, at]
-                extra[g, at] += delta / (seen + 1.0)
-                total[g, at] += delta * (value - extra[g, at])
+                count[g, s] = seen + 1.0
+                delta = value - extra[g, s]
+                extra[g, s] += delta / (seen + 1.0)
+                total[g, s] += delta * (value - extra[g, s])
             elif op == AVG:
                 if seen > 0.0:
-                    new, compensation = kahan_add(value, total[g, at], extra[g, at])
+                    new, compensation = kahan_add(value, total[g, s], extra[g, s])
                     if not math.isinf(new):
-                        count[g, at] = seen + 1.0
-                        total[g, at] = new
-                        extra[g, at] = compensation
+                        count[g, s] = seen + 1.0
+                        total[g, s] = new
+                        extra[g, s] = compensation
                         continue
                     # the sum would overflow: a running mean from here on
-                    total[g, at] /= seen
-                    extra[g, at] /= seen
+                    total[g, s] /= seen
+                    extra[g, s] /= seen
                     seen = -seen
                 points = 1.0 - seen
-                count[g, at] = -points
+                count[g, s] = -points
                 q = (points - 1.0) / points
-                total[g, at], extra[g, at] = kahan_add(value / points, q * total[g, at], q * extra[g, at])
+                total[g, s], extra[g, s] = kahan_add(value / points, q * total[g, s], q * extra[g, s])
     return folded
 
 

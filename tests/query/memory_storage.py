@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from query.storage import FrameSelection
 from tsdb.errors import LimitError, Reason
 from tsdb.frame import LabelTable, SeriesFrame
 from tsdb.limits import SelectLimits
@@ -90,6 +91,9 @@ class MemoryStorage:
             np.array([t for row in times for t in row], np.int64),
             np.array([v for row in values for v in row], np.float64),
         )
+
+    def open(self, matchers: Sequence[Matcher], mint_ms: int, maxt_ms: int, limits: SelectLimits) -> FrameSelection:
+        return FrameSelection(self.select(matchers, mint_ms, maxt_ms, limits))
 
     def series(self, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int) -> LabelTable:
         found = {

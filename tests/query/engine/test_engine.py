@@ -251,16 +251,15 @@ def test_batches_and_threads_change_nothing(op, inner, by) -> None:
     plain = small.range(storage, query, 0, 20 * MINUTE, 30_000).value
     large = Engine(QueryLimits(workers=2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aggregate, "_BATCH_POINTS", 30)
-        patch.setattr(aggregate, "_THREAD_POINTS", 0)
-        patch.setattr(window, "_THREAD_WORK", 0)
-        patch.setattr(window, "_CHECK_WORK", 100)
+        patch.setattr(aggregate, "BATCH_POINTS", 30)
+        patch.setattr(window, "BATCH_POINTS", 30)
+        patch.setattr(window, "HALVED_WORK_MIN", 0)
         batched = large.range(storage, query, 0, 20 * MINUTE, 30_000).value
         bare = large.range(storage, inner, 0, 20 * MINUTE, 30_000).value
     large.close()
     assert list(plain.labels) == list(batched.labels)
     np.testing.assert_array_equal(plain.present, batched.present)
-    np.testing.assert_array_equal(plain.values[plain.present], batched.values[batched.present])
+    np.testing.assert_allclose(plain.values[plain.present], batched.values[batched.present], rtol=1e-12, atol=1e-9)
     alone = small.range(storage, inner, 0, 20 * MINUTE, 30_000).value
     np.testing.assert_array_equal(alone.values[alone.present], bare.values[bare.present])
 
