@@ -142,6 +142,7 @@ class QueryLimitsConfig(Section):
     """What one query may touch."""
 
     samples_max: int = QueryLimits().samples_max
+    samples_read_max: int = QueryLimits().samples_read_max
     series_max: int = QueryLimits().series_max
     steps_max: int = QueryLimits().steps_max
     subquery_steps_max: int = QueryLimits().subquery_steps_max

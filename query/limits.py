@@ -14,7 +14,8 @@ class QueryLimits:
 
     Attributes
     ----------
-    samples_max : raw samples read plus points computed by one query; Prometheus' ``query.max-samples``
+    samples_max : samples and points that one query may hold at once; Prometheus' ``query.max-samples``
+    samples_read_max : samples that one query may decode, however few of them it holds: about 5 s on one core
     series_max : series one selector may return: beyond, the answer is useless on any screen
     steps_max : evaluation steps of a range query, checked where the request is read and again here
     subquery_steps_max : steps of one subquery; a subquery multiplies the work of everything inside it
@@ -28,6 +29,7 @@ class QueryLimits:
     """
 
     samples_max: int = 50_000_000
+    samples_read_max: int = 500_000_000
     series_max: int = 1_000_000
     steps_max: int = STEPS_MAX
     subquery_steps_max: int = 200_000

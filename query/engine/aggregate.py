@@ -151,10 +151,10 @@ def fold(ctx: QueryContext, node: Aggregation, grid: Grid) -> Grid:
     """``sum``, ``avg``, ``min``, ``max``, ``count``, ``group``, ``stddev`` and ``stdvar`` of a grid."""
     labels, group = _grouped(ctx, node, grid.labels)
     steps = grid.values.shape[1]
-    ctx.reserve(3 * len(labels), steps)
+    ctx.reserve(len(labels), steps, arrays=3)
     state = _State(node.op, len(labels), steps)
     state.add(grid.values, grid.present, group)
-    ctx.release(grid.values.size)
+    ctx.release(grid)
     drop = _renamed(labels, group, grid.drop_name)
     return Grid(labels, state.values(), state.count != 0, drop).without_empty()
 
@@ -166,7 +166,7 @@ def fold_windows(ctx: QueryContext, node: Aggregation, call: WindowCall, span: S
     """
     labels, group = _grouped(ctx, node, call.vector.labels)
     rows, steps = len(call), call.steps.count
-    ctx.reserve(6 * len(labels), steps)
+    ctx.reserve(len(labels), steps, arrays=6)  # two states of three
     found = np.zeros(rows, np.bool_)
     batch = min(rows, call.batch_rows(BATCH_POINTS))
 

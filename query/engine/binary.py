@@ -98,7 +98,7 @@ def sets(ctx: QueryContext, node: Binary, lhs: Grid, rhs: Grid) -> Grid:
     """``and``, ``or`` and ``unless``."""
     assert node.matching is not None
     left, right, groups = _match_groups(node.matching, lhs.labels, rhs.labels)
-    ctx.reserve(groups, lhs.values.shape[1])
+    ctx.reserve(len(lhs) + len(rhs) * (node.op == "or"), lhs.values.shape[1])  # at most
     if node.op == "or":
         new = rhs.present & ~_any_present(lhs, left, groups)[right]
         rest = Grid(rhs.labels, rhs.values, new, rhs.drop_name).without_empty()

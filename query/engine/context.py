@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from query.engine.gofloat import format_general
-from query.engine.grid import quote
+from query.engine.grid import Grid, quote
 from query.errors import ExecutionError, QueryTimeoutError, UnsupportedError
 from query.limits import QueryLimits
 from query.promql.ast import Span, line_col
@@ -86,7 +86,7 @@ class QueryContext:
     """
 
     __slots__ = (
-        "_deadline", "_opened", "_points", "annotations", "end_ms", "limits", "lookback_ms", "pool", "start_ms",
+        "_deadline", "_held", "_opened", "annotations", "end_ms", "limits", "lookback_ms", "pool", "start_ms",
         "stats", "storage", "symbols", "text",
     )  # fmt: skip
 
@@ -112,7 +112,7 @@ class QueryContext:
         self.pool = pool
         self._deadline = deadline
         self._opened: dict[tuple[tuple[Matcher, ...], int, int], tuple[LabelTable, Selection, int]] = {}
-        self._points = 0
+        self._held = 0
 
     def unsupported(self, construct: str, span: Span) -> UnsupportedError:
         """The error for valid PromQL that we do not evaluate."""
@@ -123,29 +123,34 @@ class QueryContext:
         if time.monotonic() > self._deadline:
             raise QueryTimeoutError
 
-    def reserve(self, series: int, steps: int) -> None:
-        """Account for a grid about to be allocated: refuse it when it, or all grids together, would be too much."""
+    def reserve(self, series: int, steps: int, arrays: int = 1) -> None:
+        """Account for a grid about to be allocated: refuse it when it, or all grids together, would be too much.
+
+        Parameters
+        ----------
+        arrays : arrays of that size needed to compute it
+        """
         points = series * steps
-        needed = points * 9  # float64 and bool
+        needed = points * 9 * arrays  # float64 and bool
         if needed > self.limits.memory_bytes_max:
             raise ExecutionError(
                 f"query needs about {needed >> 20} MiB at once ({series} series x {steps} steps), "
                 f"more than limits.query.memory_bytes_max ({self.limits.memory_bytes_max >> 20} MiB)"
             )
-        self._points += points
-        self._check_samples()
+        self._hold(points)
 
-    def release(self, points: int) -> None:
-        """Points of an intermediate grid that is gone."""
-        self._points -= points
+    def release(self, grid: Grid) -> None:
+        """A grid that has served its purpose: another one has taken its place."""
+        self._held -= grid.values.size
 
-    def _check_samples(self) -> None:
-        held = self.stats.samples + self._points
-        self.stats.peak_samples = max(self.stats.peak_samples, held)
-        if held > self.limits.samples_max:
+    def _hold(self, samples: int) -> None:
+        """Count samples or points that are kept in memory."""
+        self._held += samples
+        self.stats.peak_samples = max(self.stats.peak_samples, self._held)
+        if self._held > self.limits.samples_max:
             raise ExecutionError(
                 "query processing would load too many samples into memory in query execution: "
-                f"{held}, more than limits.query.samples_max ({self.limits.samples_max})"
+                f"{self._held}, more than limits.query.samples_max ({self.limits.samples_max})"
             )
 
     def open(self, matchers: tuple[Matcher, ...], mint_ms: int, maxt_ms: int) -> tuple[LabelTable, Selection, int]:
@@ -160,23 +165,23 @@ class QueryContext:
             return opened
         self.check_time()
         begin = time.perf_counter()
-        left = max(0, self.limits.samples_max - self.stats.samples)
+        left = max(0, self.limits.samples_read_max - self.stats.samples)
         try:
             selection = self.storage.open(matchers, mint_ms, maxt_ms, SelectLimits(self.limits.series_max, left))
         except LimitError as e:
             raise ExecutionError(
                 f"query selects too much: {e} (limits.query.series_max = {self.limits.series_max}, "
-                f"limits.query.samples_max = {self.limits.samples_max})"
+                f"limits.query.samples_read_max = {self.limits.samples_read_max})"
             ) from e
         series = len(selection.labels)
         samples = int(selection.samples_max.sum())
-        if samples <= KEPT_SAMPLES_MAX:
+        if isinstance(selection, FrameSelection) or samples <= KEPT_SAMPLES_MAX:
             frame = selection.frame()
             samples = len(frame.ts_ms)
+            self._hold(samples)
             selection = FrameSelection(replace(frame, ts_ms=_writable(frame.ts_ms), values=_writable(frame.values)))
         self.stats.samples += samples
         self.stats.series += series
-        self._check_samples()
         if series > self.limits.series_max:
             raise ExecutionError(
                 f"query selects {series} series, more than limits.query.series_max ({self.limits.series_max})"

@@ -160,9 +160,10 @@ class Evaluator:
         if isinstance(rhs, Scalar):
             return binary.vector_scalar(node, lhs, rhs, swapped=False)
         assert isinstance(rhs, Grid)
-        if node.op in binary.SETS:
-            return binary.sets(self.ctx, node, lhs, rhs)
-        return binary.vectors(self.ctx, node, lhs, rhs)
+        result = (binary.sets if node.op in binary.SETS else binary.vectors)(self.ctx, node, lhs, rhs)
+        self.ctx.release(lhs)
+        self.ctx.release(rhs)
+        return result
 
     def _aggregation(self, node: Aggregation) -> Grid:
         if node.op in aggregate.FOLDS:
@@ -180,12 +181,16 @@ class Evaluator:
             return aggregate.fold(self.ctx, node, self.vector(inner))
         assert node.param is not None
         if node.op == "count_values":
-            return aggregate.count_values(self.ctx, node, self.vector(node.expr), self._text(node.param))
-        param = self.scalar(node.param)
-        grid = self.vector(node.expr)
-        if node.op == "quantile":
-            return aggregate.quantile(self.ctx, node, grid, param)
-        return aggregate.topk(node, grid, param)
+            grid = self.vector(node.expr)
+            result = aggregate.count_values(self.ctx, node, grid, self._text(node.param))
+        else:
+            param = self.scalar(node.param)
+            grid = self.vector(node.expr)
+            if node.op != "quantile":
+                return aggregate.topk(node, grid, param)
+            result = aggregate.quantile(self.ctx, node, grid, param)
+        self.ctx.release(grid)
+        return result
 
     def _window(self, node: Call) -> WindowCall:
         """A function of a range vector, ready to run."""
@@ -236,7 +241,9 @@ class Evaluator:
         return Scalar(np.full(self.steps.count, np.pi))
 
     def _call_scalar(self, node: Call) -> Scalar:
-        return functions.scalar_of(self.vector(node.args[0]))
+        grid = self.vector(node.args[0])
+        self.ctx.release(grid)
+        return functions.scalar_of(grid)
 
     def _call_vector(self, node: Call) -> Grid:
         return functions.vector_of(self.ctx, self._as(Scalar, node.args[0]))

@@ -56,6 +56,7 @@ def classic_histogram(
         grid.values, grid.present, order, group_bounds, upper_bounds, int(high is not None), low,
         low if high is None else high, _NOISE, np.empty(len(grid)), np.empty(len(grid)), fixes, out, present,
     )  # fmt: skip
+    ctx.release(grid)
     labels = take(table, first)
     if high is None and (fixes[:, 0] > 0).any():
         _note_fixes(ctx, steps, labels, fixes, span)

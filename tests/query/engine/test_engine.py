@@ -184,7 +184,8 @@ def test_eleven_thousand_steps_are_allowed(engine) -> None:
         ({"series_max": 2}, "m_total", "series"),
         ({"memory_bytes_max": 1000}, "m_total", "memory_bytes_max"),
         ({"subquery_steps_max": 10}, "max_over_time(m_total[1h:1s])", "subquery_steps_max"),
-        ({"samples_max": 2000}, "m_total * m_total + m_total", "samples_max"),
+        ({"samples_max": 1000}, "m_total * m_total", "samples_max"),
+        ({"samples_read_max": 100}, "m_total", "samples_read_max"),
     ],
 )
 def test_limits_are_named(limits, query, named) -> None:
