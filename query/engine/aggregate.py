@@ -177,10 +177,9 @@ def fold_windows(ctx: QueryContext, node: Aggregation, call: WindowCall, span: S
         present = np.empty((batch, steps), np.bool_)
         looked = 0
         for at in range(begin, end, batch):
-            ctx.check_time()
             to = min(end, at + batch)
             out, mask = values[: to - at], present[: to - at]
-            looked += call.run(reader.read(at, to), 0, to - at, out, mask)
+            looked += call.run_timed(ctx, reader.read(at, to), to - at, out, mask)
             state.add(out, mask, group[at:to])
             np.any(mask, axis=1, out=found[at:to])
         return looked, state

@@ -137,13 +137,13 @@ class QueryContext:
                 f"query needs about {needed >> 20} MiB at once ({series} series x {steps} steps), "
                 f"more than limits.query.memory_bytes_max ({self.limits.memory_bytes_max >> 20} MiB)"
             )
-        self._hold(points)
+        self.hold(points)
 
     def release(self, grid: Grid) -> None:
         """A grid that has served its purpose: another one has taken its place."""
         self._held -= grid.values.size
 
-    def _hold(self, samples: int) -> None:
+    def hold(self, samples: int) -> None:
         """Count samples or points that are kept in memory."""
         self._held += samples
         self.stats.peak_samples = max(self.stats.peak_samples, self._held)
@@ -178,7 +178,7 @@ class QueryContext:
         if isinstance(selection, FrameSelection) or samples <= KEPT_SAMPLES_MAX:
             frame = selection.frame()
             samples = len(frame.ts_ms)
-            self._hold(samples)
+            self.hold(samples)
             selection = FrameSelection(replace(frame, ts_ms=_writable(frame.ts_ms), values=_writable(frame.values)))
         self.stats.samples += samples
         self.stats.series += series

@@ -29,7 +29,7 @@ from query.result import (
     StringResult,
     VectorResult,
 )
-from query.storage import Storage
+from query.storage import FrameSelection, Storage
 from tsdb.frame import SeriesFrame
 
 
@@ -74,6 +74,8 @@ class Engine:
             if isinstance(value, Scalar):
                 return ScalarResult(time_ms, float(value.values[0]))
             if isinstance(value, RangeVector):
+                if not isinstance(value.samples, FrameSelection):
+                    ctx.hold(value.size)
                 return RawMatrix(_raw_samples(value))
             grid = _renamed(value)
             return VectorResult(grid.labels, np.array([time_ms]), grid.values, grid.present)
@@ -140,6 +142,8 @@ class Engine:
     ) -> QueryResult:
         """Parse, wait for a turn, evaluate, collect notes and cost."""
         begin = time.perf_counter()
+        if max(abs(steps.first_ms), abs(steps.last_ms)) > _TIME_MAX_MS:
+            raise BadDataError("evaluation time out of range")
         timeout_s = self.limits.timeout_s if timeout_s is None else min(timeout_s, self.limits.timeout_s)
         deadline = time.monotonic() + timeout_s
         expr = _parsed(text)
@@ -216,5 +220,8 @@ def _raw_samples(vector: RangeVector) -> SeriesFrame:
     np.cumsum(counts[kept], out=offsets[1:])
     return SeriesFrame(take(grid.labels, kept), offsets, frame.ts_ms[index], frame.values[index])
 
+
+_TIME_MAX_MS = 1 << 62
+"""146 million years either way: further out, the arithmetic of windows would leave 64 bits."""
 
 _STALE = np.uint64(0x7FF0000000000002)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -40,6 +40,12 @@ FOLDS = {
     "deriv": folds.DERIV,
     "predict_linear": folds.PREDICT_LINEAR,
 }
+
+_LINEAR = frozenset((*SUMS, "stdvar_over_time", "stddev_over_time", "quantile_over_time", "deriv", "predict_linear"))
+"""Functions that take time in proportion to the samples of each window; the others do not."""
+
+_CHECK_WORK = 1 << 26
+"""Samples that windows may look at between two looks at the clock: 0.1 s of summing, a few seconds of sorting."""
 
 KEEP_NAME = frozenset(("", "first_over_time", "last_over_time"))
 """Functions that pick a sample, as ``offset`` does: the result is still the metric."""
@@ -160,6 +166,36 @@ class WindowCall:
             *rows, FOLDS[func], *windows, self.params, times_ms, *scratch, np.empty(longest), edges, out, present,
         )  # fmt: skip
 
+    def run_timed(
+        self,
+        ctx: QueryContext,
+        samples: Samples,
+        rows: int,
+        out: NDArray[np.float64],
+        present: NDArray[np.bool_],
+    ) -> int:
+        """:meth:`run` for the first ``rows`` rows, with a look at the clock after each bounded piece of work.
+
+        Rows are few; what can take minutes is a function that looks at all samples of long windows at many steps.
+        """
+        ctx.check_time()
+        steps = self.steps
+        width = max(1, _CHECK_WORK // max(1, int(samples[0][rows])))
+        if width >= steps.count or self.func not in _LINEAR:
+            return self.run(samples, 0, rows, out, present)
+        looked = 0
+        for first in range(0, steps.count, width):
+            ctx.check_time()
+            count = min(width, steps.count - first)
+            some = Steps(steps.first_ms + first * steps.step_ms, steps.step_ms, count)
+            vector = replace(self.vector, end_ms=self.vector.end_ms + first * self.vector.step_ms)
+            values, mask = np.empty((rows, count)), np.empty((rows, count), np.bool_)
+            call = WindowCall(self.func, vector, some, self.params[first : first + count])
+            looked += call.run(samples, 0, rows, values, mask)
+            out[:, first : first + count] = values
+            present[:, first : first + count] = mask
+        return looked
+
     def batch_rows(self, points_max: int) -> int:
         """Rows to do at once so that their samples and points stay in the cache; at least one."""
         per_row = self.vector.size // max(1, len(self))
@@ -204,9 +240,7 @@ def evaluate_call(ctx: QueryContext, call: WindowCall, span: Span) -> Grid:
         looked = 0
         for at in range(begin, end, batch):
             to = min(end, at + batch)
-            looked += call.run(reader.read(at, to), 0, to - at, values[at:to], present[at:to])
-            if to < end:
-                ctx.check_time()
+            looked += call.run_timed(ctx, reader.read(at, to), to - at, values[at:to], present[at:to])
         return looked
 
     ctx.stats.samples_total += sum(in_halves(ctx, call, work))

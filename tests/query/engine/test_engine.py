@@ -163,6 +163,7 @@ def test_what_is_not_spoken_is_refused_by_name(engine, text, construct) -> None:
         (lambda e, s: e.range(s, "x", 0, 1, 0), 'invalid parameter "step": zero or negative'),
         (lambda e, s: e.range(s, "x", 1, 0, 1), 'invalid parameter "end": end timestamp must not be before start time'),
         (lambda e, s: e.range(s, "x", 0, 11_001, 1), "exceeded maximum resolution of 11,000 points per timeseries"),
+        (lambda e, s: e.instant(s, "x", 1 << 63), "evaluation time out of range"),
         (lambda e, s: e.range(s, "x[1m]", 0, 1, 1), 'invalid expression type "range vector" for range query'),
         (lambda e, s: e.range(s, '"x"', 0, 1, 1), 'invalid expression type "string" for range query'),
     ],
@@ -198,6 +199,17 @@ def test_timeout() -> None:
     engine = Engine(QueryLimits(workers=1))
     with pytest.raises(QueryTimeoutError, match="query timed out in query execution"):
         engine.instant(counters(), "sum(m_total)", 0, timeout_s=0.0)
+
+
+def test_a_query_over_long_windows_can_be_stopped() -> None:
+    """Half a million samples looked at by 11,001 windows: the clock is looked at in between."""
+    times = range(0, 500_000 * 10, 10)
+    storage = MemoryStorage([({"__name__": "x"}, [(t, float(t % 7)) for t in times])])
+    engine = Engine(QueryLimits(workers=1))
+    begin = time.monotonic()
+    with pytest.raises(QueryTimeoutError):
+        engine.range(storage, "stddev_over_time(x[2h])", 5_000_000, 5_011_000, 1, timeout_s=1.0)
+    assert time.monotonic() - begin < 10
 
 
 class SlowStorage(MemoryStorage):
@@ -255,6 +267,7 @@ def test_batches_and_threads_change_nothing(op, inner, by) -> None:
         patch.setattr(aggregate, "BATCH_POINTS", 30)
         patch.setattr(window, "BATCH_POINTS", 30)
         patch.setattr(window, "HALVED_WORK_MIN", 0)
+        patch.setattr(window, "_CHECK_WORK", 300)
         batched = large.range(storage, query, 0, 20 * MINUTE, 30_000).value
         bare = large.range(storage, inner, 0, 20 * MINUTE, 30_000).value
     large.close()
