@@ -11,12 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from query.engine import Engine, aggregate, window
+from query.engine import Engine, aggregate, context, window
 from query.errors import BadDataError, ErrorType, ExecutionError, QueryTimeoutError, UnsupportedError
 from query.limits import QueryLimits
 from query.promql.ast import ValueType
 from query.result import MatrixResult, RawMatrix, ScalarResult, StringResult, VectorResult
 from tests.query.memory_storage import STALE, MemoryStorage
+from tsdb.assemble import Selection
+from tsdb.chunks import LateSamples
+from tsdb.gorilla import encode_rows
 
 MINUTE = 60_000
 
@@ -276,6 +279,53 @@ def test_batches_and_threads_change_nothing(op, inner, by) -> None:
     np.testing.assert_allclose(plain.values[plain.present], batched.values[batched.present], rtol=1e-12, atol=1e-9)
     alone = small.range(storage, inner, 0, 20 * MINUTE, 30_000).value
     np.testing.assert_array_equal(alone.values[alone.present], bare.values[bare.present])
+
+
+class EncodedStorage(MemoryStorage):
+    """Answers as the real store does: with chunks, decoded by whoever reads them."""
+
+    def open(self, matchers, mint_ms, maxt_ms, limits):
+        frame = self.select(matchers, -(1 << 62), 1 << 62, limits)
+        rows = np.repeat(np.arange(len(frame), dtype=np.int32), np.diff(frame.offsets))
+        chunks = encode_rows(rows, frame.ts_ms, frame.values.view(np.uint64), 10 * MINUTE)
+        late = LateSamples(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.uint64))
+        return Selection(frame.labels, [(chunks, late)], mint_ms, maxt_ms, ("partial: a note",))
+
+
+def test_encoded_selections_change_nothing(monkeypatch) -> None:
+    series = [
+        ({"__name__": "m_total", "i": str(i)}, [(t * 7000 + i, float(t * i)) for t in range(40 * i)]) for i in range(9)
+    ]
+    series.append(({"__name__": "m_total", "i": "x"}, [(5 * MINUTE, 3.0), (6 * MINUTE, STALE), (7 * MINUTE, -0.0)]))
+    plain, encoded = MemoryStorage(series), EncodedStorage(series)
+    monkeypatch.setattr(context, "KEPT_SAMPLES_MAX", 0)
+    monkeypatch.setattr(window, "BATCH_POINTS", 100)
+    monkeypatch.setattr(aggregate, "BATCH_POINTS", 100)
+    monkeypatch.setattr(window, "HALVED_WORK_MIN", 0)
+    engine = Engine(QueryLimits(workers=2))
+    for query in (
+        "m_total",
+        "sum(m_total)",
+        "rate(m_total[3m])",
+        "max by (i) (max_over_time(m_total[5m]))",
+        "m_total * on (i) stddev_over_time(m_total[10m])",
+        "topk(2, m_total)",
+        "timestamp(m_total)",
+        "absent_over_time(m_total[1s])",
+    ):
+        a = engine.range(plain, query, 0, 30 * MINUTE, 45_000)
+        b = engine.range(encoded, query, 0, 30 * MINUTE, 45_000)
+        assert list(a.value.labels) == list(b.value.labels), query
+        np.testing.assert_array_equal(a.value.present, b.value.present)
+        mask = a.value.present
+        np.testing.assert_allclose(a.value.values[mask], b.value.values[mask], rtol=1e-12, err_msg=query)
+        assert b.warnings == ("partial: a note",)
+    a = engine.instant(plain, "m_total[20m]", 30 * MINUTE).value.frame
+    b = engine.instant(encoded, "m_total[20m]", 30 * MINUTE).value.frame
+    assert list(a.labels) == list(b.labels)
+    np.testing.assert_array_equal(a.ts_ms, b.ts_ms)
+    np.testing.assert_array_equal(a.values.view(np.uint64), b.values.view(np.uint64))
+    engine.close()
 
 
 def test_range_equals_instants(engine) -> None:
