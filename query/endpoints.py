@@ -176,7 +176,12 @@ class Endpoints:
         text = _query_text(params)
         with self._logged(request, text, time_ms, time_ms, 0) as log, _blamed_on_query():
             result = self._engine.instant(
-                self._storage(request), text, time_ms, timeout_s=timeout_s, lookback_ms=lookback_ms
+                self._storage(request),
+                text,
+                time_ms,
+                timeout_s=timeout_s,
+                lookback_ms=lookback_ms,
+                per_step=params.get("stats") == "all",
             )
             log(result)
         return self._query_answer(request, result, limit)
@@ -210,6 +215,7 @@ class Endpoints:
                 step_ms,
                 timeout_s=timeout_s,
                 lookback_ms=lookback_ms,
+                per_step=params.get("stats") == "all",
             )
             log(result)
         return self._query_answer(request, result, limit)

@@ -190,6 +190,12 @@ def _stats(stats: QueryStats) -> bytes:
     evaluated = seconds.get("eval", 0.0)  # reading the series included
     selected = seconds.get("select", 0.0)
     sort = seconds.get("sort", 0.0)
+    samples: dict[str, Any] = {}
+    if stats.samples_per_step is not None:
+        times_ms, counts = (column.tolist() for column in stats.samples_per_step)
+        pairs = zip(times_ms, counts, strict=True)
+        samples["totalQueryableSamplesPerStep"] = [[t // 1000 if t % 1000 == 0 else t / 1000, n] for t, n in pairs]
+    samples |= {"totalQueryableSamples": stats.samples_total, "peakSamples": stats.peak_samples}
     return dumps(
         {
             "timings": {
@@ -200,7 +206,7 @@ def _stats(stats: QueryStats) -> bytes:
                 "execQueueTime": seconds.get("queue", 0.0),
                 "execTotalTime": seconds.get("total", 0.0),
             },
-            "samples": {"totalQueryableSamples": stats.samples_total, "peakSamples": stats.peak_samples},
+            "samples": samples,
         }
     )
 

@@ -83,6 +83,7 @@ class QueryStats:
     samples_total : samples that all steps together looked at (``totalQueryableSamples``)
     peak_samples : largest number of samples and points held at once (``peakSamples``)
     series : series read from the store
+    samples_per_step : (times, counts), (steps,) int64 each        ``samples_total`` by step; None unless asked for
     seconds : wall seconds by phase: ``queue``, ``prepare`` (parse and plan), ``select``, ``eval``, ``sort``, ``total``
     """
 
@@ -90,6 +91,7 @@ class QueryStats:
     samples_total: int = 0
     peak_samples: int = 0
     series: int = 0
+    samples_per_step: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 

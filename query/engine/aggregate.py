@@ -169,6 +169,7 @@ def fold_windows(ctx: QueryContext, node: Aggregation, call: WindowCall, span: S
     ctx.reserve(len(labels), steps, arrays=6)  # two states of three
     found = np.zeros(rows, np.bool_)
     batch = min(rows, call.batch_rows(BATCH_POINTS))
+    call.step_counts = ctx.step_counts
 
     def work(begin: int, end: int) -> tuple[int, _State]:
         state = _State(node.op, len(labels), steps)

@@ -83,11 +83,26 @@ class QueryContext:
     text : the query, for places in messages
     symbols : SymbolOverlay        numbering of all label tables of this query
     start_ms, end_ms : what ``@ start()`` and ``@ end()`` mean, everywhere in the query
+    steps : Steps        of the query as a whole
+    step_counts : of each window function, samples that it looked at by step; None = nobody wants to know
     """
 
     __slots__ = (
-        "_deadline", "_held", "_opened", "annotations", "end_ms", "limits", "lookback_ms", "pool", "start_ms",
-        "stats", "storage", "symbols", "text",
+        "_deadline",
+        "_held",
+        "_opened",
+        "annotations",
+        "end_ms",
+        "limits",
+        "lookback_ms",
+        "pool",
+        "start_ms",
+        "stats",
+        "step_counts",
+        "steps",
+        "storage",
+        "symbols",
+        "text",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +114,7 @@ class QueryContext:
         lookback_ms: int,
         deadline: float,
         pool: ThreadPoolExecutor | None,
+        per_step: bool = False,
     ) -> None:
         self.text = text
         self.storage = storage
@@ -110,6 +126,8 @@ class QueryContext:
         self.annotations = Annotations(text)
         self.stats = QueryStats()
         self.pool = pool
+        self.steps = steps
+        self.step_counts: list[tuple[Steps, NDArray[np.int64]]] | None = [] if per_step else None
         self._deadline = deadline
         self._opened: dict[tuple[tuple[Matcher, ...], int, int], tuple[LabelTable, Selection, int]] = {}
         self._held = 0
@@ -117,6 +135,18 @@ class QueryContext:
     def unsupported(self, construct: str, span: Span) -> UnsupportedError:
         """The error for valid PromQL that we do not evaluate."""
         return UnsupportedError(construct, self.text, span)
+
+    def samples_per_step(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """Times and samples looked at, those of subqueries at the last step as Prometheus counts."""
+        if self.step_counts is None:
+            return None
+        total = np.zeros(self.steps.count, np.int64)
+        for steps, counts in self.step_counts:
+            if steps is self.steps:
+                total += counts
+            else:
+                total[-1] += counts.sum()
+        return self.steps.times_ms(), total
 
     def check_time(self) -> None:
         """Raise when the query has run too long; called between pieces of work of bounded size."""

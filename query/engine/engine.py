@@ -16,6 +16,7 @@ from query.engine.context import QueryContext, Steps
 from query.engine.evaluate import FUNCTIONS, Evaluator, Value, as_grid
 from query.engine.grid import METADATA_LABELS, Grid, RangeVector, Scalar, sort_order, take
 from query.engine.plan import refuse_unsupported, unwrapped
+from query.engine.window import STALE
 from query.errors import BadDataError, ExecutionError, QueryTimeoutError
 from query.limits import QueryLimits
 from query.promql.ast import Expr, MatrixSelector, StringLiteral, Subquery
@@ -59,8 +60,13 @@ class Engine:
         *,
         lookback_ms: int | None = None,
         timeout_s: float | None = None,
+        per_step: bool = False,
     ) -> QueryResult:
         """Value of ``text`` at one time.
+
+        Parameters
+        ----------
+        per_step : also count samples by step
 
         Raises
         ------
@@ -81,7 +87,7 @@ class Engine:
             return VectorResult(grid.labels, np.array([time_ms]), grid.values, grid.present)
 
         steps = Steps(time_ms, 1, 1)
-        return self._run(storage, text, steps, value_of, lookback_ms, timeout_s)
+        return self._run(storage, text, steps, value_of, lookback_ms, timeout_s, per_step)
 
     def range(
         self,
@@ -93,8 +99,13 @@ class Engine:
         *,
         lookback_ms: int | None = None,
         timeout_s: float | None = None,
+        per_step: bool = False,
     ) -> QueryResult:
         """Values of ``text`` from ``start_ms`` to ``end_ms``, both included, every ``step_ms``.
+
+        Parameters
+        ----------
+        per_step : also count samples by step
 
         Raises
         ------
@@ -129,7 +140,7 @@ class Engine:
             ctx.stats.seconds["sort"] = time.perf_counter() - begin
             return MatrixResult(grid.labels, steps.times_ms(), grid.values, grid.present)
 
-        return self._run(storage, text, steps, value_of, lookback_ms, timeout_s)
+        return self._run(storage, text, steps, value_of, lookback_ms, timeout_s, per_step)
 
     def _run(
         self,
@@ -139,6 +150,7 @@ class Engine:
         value_of: Callable[[QueryContext, Expr], ResultValue],
         lookback_ms: int | None,
         timeout_s: float | None,
+        per_step: bool,
     ) -> QueryResult:
         """Parse, wait for a turn, evaluate, collect notes and cost."""
         begin = time.perf_counter()
@@ -153,7 +165,7 @@ class Engine:
         try:
             started = time.perf_counter()
             lookback_ms = self.limits.lookback_ms if lookback_ms is None else lookback_ms
-            ctx = QueryContext(text, storage, self.limits, steps, lookback_ms, deadline, self._pool)
+            ctx = QueryContext(text, storage, self.limits, steps, lookback_ms, deadline, self._pool, per_step)
             with np.errstate(all="ignore"):
                 value = value_of(ctx, expr)
         except RecursionError as e:
@@ -163,6 +175,7 @@ class Engine:
         finally:
             self._gate.release()
         end = time.perf_counter()
+        ctx.stats.samples_per_step = ctx.samples_per_step()
         seconds = ctx.stats.seconds
         seconds["prepare"] = prepared - begin
         seconds["queue"] = started - prepared
@@ -204,7 +217,7 @@ def _raw_samples(vector: RangeVector) -> SeriesFrame:
     """Samples of the one window of an instant query, without stale markers, series sorted by labels."""
     frame = vector.samples.frame()
     live = (frame.ts_ms > vector.end_ms - vector.range_ms) & (frame.ts_ms <= vector.end_ms)
-    live &= frame.values.view(np.uint64) != _STALE
+    live &= frame.values.view(np.uint64) != STALE
     grid = _renamed(
         Grid(vector.labels, np.zeros((len(frame), 1)), np.ones((len(frame), 1), np.bool_), vector.drop_name)
     )
@@ -223,5 +236,3 @@ def _raw_samples(vector: RangeVector) -> SeriesFrame:
 
 _TIME_MAX_MS = 1 << 62
 """146 million years either way: further out, the arithmetic of windows would leave 64 bits."""
-
-_STALE = np.uint64(0x7FF0000000000002)

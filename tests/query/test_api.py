@@ -306,7 +306,16 @@ def test_stats(api: QueryApi) -> None:
     data = get(api, f"/api/v1/query?query=up&stats=true&time={NOW_MS // 1000}").data
     assert list(data) == ["resultType", "result", "stats"]
     assert set(data["stats"]) == {"timings", "samples"}
+    assert list(data["stats"]["samples"]) == ["totalQueryableSamples", "peakSamples"]
     assert "stats" not in get(api, "/api/v1/query?query=up").data
+    steps = f"start={NOW_MS // 1000 - 30}&end={NOW_MS // 1000}.25&step=14.5"
+    data = get(api, f"/api/v1/query_range?query=up&stats=all&{steps}").data
+    second = NOW_MS // 1000 - 30
+    per_step = [[second, 2], [second + 14.5, 2], [second + 29, 2]]
+    assert data["stats"]["samples"]["totalQueryableSamplesPerStep"] == per_step
+    assert data["stats"]["samples"]["totalQueryableSamples"] == 6
+    data = get(api, f"/api/v1/query?query=up&stats=all&time={second}").data
+    assert data["stats"]["samples"]["totalQueryableSamplesPerStep"] == [[second, 2]]
 
 
 def test_warnings_of_a_query(api: QueryApi) -> None:

@@ -140,6 +140,37 @@ def test_stats(engine) -> None:
     assert stats.seconds.keys() >= {"prepare", "queue", "select", "eval", "total"}
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "m_total",
+        "timestamp(m_total)",
+        "sum(rate(m_total[5m]))",
+        "sum(m_total) + sum(max_over_time(m_total[3m]))",
+        "m_total @ 300",
+        "max_over_time(sum(m_total)[3m:1m])",
+        "absent_over_time(m_total[2m])",
+        "1",
+    ],
+)
+def test_samples_by_step_add_up(engine, query: str) -> None:
+    stats = engine.range(counters(300), query, 5 * MINUTE, 14 * MINUTE, MINUTE, per_step=True).stats
+    times, counts = stats.samples_per_step
+    assert times.tolist() == [m * MINUTE for m in range(5, 15)]
+    assert counts.sum() == stats.samples_total
+
+
+def test_samples_by_step_are_those_of_the_windows(engine) -> None:
+    storage = counters(2)
+    storage.add({"__name__": "m_total", "late": "yes"}, [(9 * MINUTE - 1, 1.0), (9 * MINUTE, STALE)])
+    steps = (8 * MINUTE, 10 * MINUTE, MINUTE)
+    stats = engine.range(storage, "count_over_time(m_total[1m])", *steps, per_step=True).stats
+    assert stats.samples_per_step[1].tolist() == [2 * 4, 2 * 4 + 1, 2 * 4]
+    stats = engine.range(storage, "m_total", *steps, per_step=True).stats
+    assert stats.samples_per_step[1].tolist() == [2, 2, 2]
+    assert engine.range(storage, "m_total", *steps).stats.samples_per_step is None
+
+
 # ------------------------------------------------------------------ refusals and limits
 
 
