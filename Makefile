@@ -41,7 +41,7 @@ test-slow: install ## crash loops, power cuts, long properties
 	$(PYTEST) -m slow
 
 test-kernels-plain: install ## kernel tests with the compiler off: the Python source itself
-	NUMBA_DISABLE_JIT=1 $(PYTEST) $(PARALLEL) -m kernel
+	NUMBA_DISABLE_JIT=1 $(PYTEST) $(PARALLEL) -m kernel -W ignore::RuntimeWarning  # integers wrap on purpose
 
 test-kernels-bounds: install ## kernel tests with bounds checks compiled in
 	NUMBA_BOUNDSCHECK=1 $(PYTEST) $(PARALLEL) -m kernel

@@ -72,23 +72,12 @@ def serve(
 @app.command("warm")
 def warm_kernels() -> None:
     """Compile all kernels into the cache, so that the next start is quick."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+    from meshpulse.bar import kernel_bar
     from meshpulse.warm import warm
     from tsdb.kernels._jit import cache_root
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("kernels"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        seconds = warm(lambda done, total, name: bar.update(task, completed=done, total=total, description=name))
+    with kernel_bar() as report:
+        seconds = warm(report)
     typer.echo(f"kernels ready in {seconds:.1f} s, cached in {cache_root()}")
 
 

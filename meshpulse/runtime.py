@@ -15,6 +15,7 @@ from ingest.api import WriteApi
 from ingest.limits import WriteLimits
 from ingest.remote_write import RemoteWriteReceiver
 from meshpulse.asgi import App
+from meshpulse.bar import kernel_bar
 from meshpulse.config import Config, milliseconds
 from meshpulse.query_log import QueryLog
 from meshpulse.startup import Phase, Progress
@@ -152,7 +153,13 @@ class Runtime:
         """
         progress = self.progress
         progress.enter(Phase.WARMING)
-        progress.warm_seconds = warm(progress.on_kernel)
+        with kernel_bar() as report:
+
+            def on_kernel(done: int, total: int, name: str) -> None:
+                progress.on_kernel(done, total, name)
+                report(done, total, name)
+
+            progress.warm_seconds = warm(on_kernel)
         progress.enter(Phase.REPLAYING)
         begin = time.perf_counter()
         db = TSDB(store_config(self.config), self.tally)
