@@ -82,7 +82,8 @@ class QueryContext:
     ----------
     text : the query, for places in messages
     symbols : SymbolOverlay        numbering of all label tables of this query
-    start_ms, end_ms : what ``@ start()`` and ``@ end()`` mean, everywhere in the query
+    start_ms, end_ms : what ``@ start()`` and ``@ end()`` mean, everywhere in the query: the end is the one that was
+        asked for, even where the last step lies before it
     steps : Steps        of the query as a whole
     step_counts : of each window function, samples that it looked at by step; None = nobody wants to know
     """
@@ -111,6 +112,7 @@ class QueryContext:
         storage: Storage,
         limits: QueryLimits,
         steps: Steps,
+        end_ms: int,
         lookback_ms: int,
         deadline: float,
         pool: ThreadPoolExecutor | None,
@@ -122,7 +124,7 @@ class QueryContext:
         self.limits = limits
         self.lookback_ms = lookback_ms
         self.start_ms = steps.first_ms
-        self.end_ms = steps.last_ms
+        self.end_ms = end_ms
         self.annotations = Annotations(text)
         self.stats = QueryStats()
         self.pool = pool

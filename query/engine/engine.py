@@ -87,7 +87,7 @@ class Engine:
             return VectorResult(grid.labels, np.array([time_ms]), grid.values, grid.present)
 
         steps = Steps(time_ms, 1, 1)
-        return self._run(storage, text, steps, value_of, lookback_ms, timeout_s, per_step)
+        return self._run(storage, text, steps, time_ms, value_of, lookback_ms, timeout_s, per_step)
 
     def range(
         self,
@@ -140,13 +140,14 @@ class Engine:
             ctx.stats.seconds["sort"] = time.perf_counter() - begin
             return MatrixResult(grid.labels, steps.times_ms(), grid.values, grid.present)
 
-        return self._run(storage, text, steps, value_of, lookback_ms, timeout_s, per_step)
+        return self._run(storage, text, steps, end_ms, value_of, lookback_ms, timeout_s, per_step)
 
     def _run(
         self,
         storage: Storage,
         text: str,
         steps: Steps,
+        end_ms: int,
         value_of: Callable[[QueryContext, Expr], ResultValue],
         lookback_ms: int | None,
         timeout_s: float | None,
@@ -154,7 +155,7 @@ class Engine:
     ) -> QueryResult:
         """Parse, wait for a turn, evaluate, collect notes and cost."""
         begin = time.perf_counter()
-        if max(abs(steps.first_ms), abs(steps.last_ms)) > _TIME_MAX_MS:
+        if max(abs(steps.first_ms), abs(end_ms)) > _TIME_MAX_MS:
             raise BadDataError("evaluation time out of range")
         timeout_s = self.limits.timeout_s if timeout_s is None else min(timeout_s, self.limits.timeout_s)
         deadline = time.monotonic() + timeout_s
@@ -165,7 +166,7 @@ class Engine:
         try:
             started = time.perf_counter()
             lookback_ms = self.limits.lookback_ms if lookback_ms is None else lookback_ms
-            ctx = QueryContext(text, storage, self.limits, steps, lookback_ms, deadline, self._pool, per_step)
+            ctx = QueryContext(text, storage, self.limits, steps, end_ms, lookback_ms, deadline, self._pool, per_step)
             with np.errstate(all="ignore"):
                 value = value_of(ctx, expr)
         except RecursionError as e:

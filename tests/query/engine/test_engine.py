@@ -524,6 +524,12 @@ def test_clamp_of_special_values(engine) -> None:
     assert vector(engine.instant(MemoryStorage(), "clamp(vector(5), 7, 6)", 0)) == {}
 
 
+def test_at_end_is_the_end_that_was_asked_for(engine) -> None:
+    """... even where no step falls on it."""
+    result = engine.range(counters(1), "m_total @ end() - m_total @ start()", MINUTE, 5 * MINUTE - 1000, MINUTE)
+    assert result.value.values.tolist() == [[15.0] * 4]
+
+
 def test_constant_parts_are_evaluated_once(engine) -> None:
     storage = counters(2)
     result = engine.range(storage, "sum(rate(m_total[5m] @ 600))", 0, 30 * MINUTE, MINUTE)

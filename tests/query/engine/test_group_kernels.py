@@ -14,7 +14,7 @@ from query.engine.grid import by_group, group_ids
 from query.kernels.group import accumulate, group_quantile, group_topk, histogram
 from tests.reference import query_group as plain
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.filterwarnings("ignore::RuntimeWarning")]  # JIT off: numpy scalars warn
 
 values = st.one_of(
     st.integers(-5, 5).map(float),

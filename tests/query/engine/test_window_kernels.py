@@ -15,7 +15,7 @@ from query.kernels.fold import window_fold
 from query.kernels.window import window_extreme, window_last, window_rate, window_sum
 from tests.reference import query_window as plain
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.filterwarnings("ignore::RuntimeWarning")]  # JIT off: numpy scalars warn
 
 STALE = struct.unpack("<d", struct.pack("<Q", plain.STALE_BITS))[0]
 NAN_PAYLOAD = struct.unpack("<d", struct.pack("<Q", 0x7FF8000000000123))[0]
