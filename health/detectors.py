@@ -22,14 +22,22 @@ from health.window import LatencySums, Signals, Sums
 
 _MIN_JUDGEABLE = 10
 """Attempts below which nothing is said about one endpoint (D6, common cause)."""
+_MIN_STRATUM = 5
+"""Attempts of one observer on one endpoint below which D5 does not count it as a view."""
 _RISING_Z = 1.64
 _UPPER_Z = 2.0
 _BLIND_BASELINE = 0.05
 """Upper bound of the healthy error ratio when no healthy endpoint had enough traffic to tell."""
 
 
-def rule_vector(rule: ErrorRule, agreement: float = 0.0) -> NDArray[np.float64]:
-    """The thresholds of D1 as the kernels read them, (10,) float64."""
+def rule_vector(rule: ErrorRule, agreement: float = 0.0, min_view: int = _MIN_JUDGEABLE) -> NDArray[np.float64]:
+    """The thresholds of D1 as the kernels read them, (12,) float64.
+
+    Parameters
+    ----------
+    agreement : least share of attempts in zones that see it too
+    min_view : attempts on either side below which a zone has no view
+    """
     return np.array(
         [
             rule.z,
@@ -41,7 +49,9 @@ def rule_vector(rule: ErrorRule, agreement: float = 0.0) -> NDArray[np.float64]:
             rule.tail_p,
             rule.wilson_z,
             rule.wilson_floor,
+            rule.sure_share,
             agreement,
+            min_view,
         ]
     )
 
@@ -80,7 +90,7 @@ def judge_errors(
     asked : (trials, P) bool          observers that are believed
     compared : (trials, H) bool       the comparison set
     zones : (P,) int32                zone number of each observer, -1 = unknown
-    rule : (10,) float64              from :func:`rule_vector`
+    rule : (12,) float64              from :func:`rule_vector`
     """
     trials, n_observers, n_endpoints = errors.shape
     out = Judgement(
@@ -129,6 +139,9 @@ def broken_observers(
 ) -> tuple[NDArray[np.bool_], dict[int, dict[str, float]], bool]:
     """D5: observers that see errors everywhere; D1 with endpoints as strata and observers as candidates.
 
+    An observer must be worse at endpoints that make up most of its traffic: the agreement of 6.2, with each endpoint as
+    a "zone". One endpoint that it cannot reach is a partial view, not a broken observer.
+
     Returns
     -------
     asked : (P,) bool                 who is still believed
@@ -140,9 +153,9 @@ def broken_observers(
     broken: dict[int, dict[str, float]] = {}
     if not policy.observer.enabled or n_observers < 2:
         return asked, broken, False
-    rule = rule_vector(policy.error)
+    rule = rule_vector(policy.error, policy.agreement, _MIN_STRATUM)
     strata = np.ones((1, n_endpoints), dtype=np.bool_)
-    zones = np.full(n_endpoints, -1, dtype=np.int32)
+    zones = np.arange(n_endpoints, dtype=np.int32)
     candidates = np.ones((1, n_observers), dtype=np.bool_)
     for window in windows:
         found = judge_errors(
@@ -198,7 +211,7 @@ def detect(signals: Signals, topology: Topology, state: ServiceState, policy: Po
             findings.append(_hard_finding(signals, asked, compared, hard, policy))
         degraded = degraded_groups(signals, topology, asked, compared, findings, policy)
     incident = any(finding.incident for finding in findings)
-    leading, partial = _leaders(findings)
+    leading, partial = _leaders(findings, policy)
     if incident:
         leading = {}
     minute = next(window for window in signals.windows if window.window_s == 60)
@@ -404,10 +417,12 @@ def _envoy_findings(signals: Signals, compared: NDArray[np.bool_], policy: Polic
     return out
 
 
-def _leaders(findings: list[Finding]) -> tuple[dict[int, int], dict[int, int]]:
+def _leaders(findings: list[Finding], policy: Policy) -> tuple[dict[int, int], dict[int, int]]:
     """For each flagged endpoint the finding that counts, worst endpoint first; and for the partial ones.
 
-    Hard failures come first; then the largest excess. Of several findings the one with the largest z counts.
+    An endpoint counts as flagged when any window flags it, unless a window of the same detector finds that only a
+    minority sees it, or a shorter window shows that it is over. Hard failures come first, then the largest excess. Of
+    several findings the one with the largest z counts.
     """
     leading: dict[int, int] = {}
     partial: dict[int, int] = {}
@@ -417,11 +432,17 @@ def _leaders(findings: list[Finding]) -> tuple[dict[int, int], dict[int, int]]:
         return finding.detector is Detector.HARD_FAILURE, float(finding.stats.column("z")[endpoint])
 
     for at, finding in enumerate(findings):
-        for h in (*finding.chain, *finding.others):
-            if h not in leading or strength(h, at) > strength(h, leading[h]):
-                leading[h] = at
         for h in finding.partial:
             partial.setdefault(h, at)
+    for at, finding in enumerate(findings):
+        for h in (*finding.chain, *finding.others):
+            if finding.detector is not Detector.HARD_FAILURE and (
+                (h in partial and findings[partial[h]].detector is finding.detector)
+                or _is_over(h, finding, findings, policy)
+            ):
+                continue
+            if h not in leading or strength(h, at) > strength(h, leading[h]):
+                leading[h] = at
 
     def badness(item: tuple[int, int]) -> tuple[bool, float, int]:
         h, at = item
@@ -430,6 +451,23 @@ def _leaders(findings: list[Finding]) -> tuple[dict[int, int], dict[int, int]]:
         return not hard, -float(finding.stats.column("excess")[h]), h
 
     return dict(sorted(leading.items(), key=badness)), partial
+
+
+def _is_over(endpoint: int, finding: Finding, findings: list[Finding], policy: Policy) -> bool:
+    """Whether a shorter window contradicts: what the endpoint does now is surely below what convicts.
+
+    Without this a long window ejects an endpoint for a fault of some seconds that ended a minute ago.
+    """
+    excess = policy.error.min_excess
+    if finding.quantile:
+        excess = policy.latency.min_excess[policy.latency.quantiles.index(finding.quantile)]
+    for other in findings:
+        same = other.detector is finding.detector and other.quantile == finding.quantile
+        if same and other.window_s < finding.window_s:
+            row = other.stats.row(endpoint)
+            if wilson_bounds(row["errors"], row["attempts"], _UPPER_Z)[1] < row["baseline"] + excess:
+                return True
+    return False
 
 
 def _baseline_hi(errors: float, attempts: float) -> float:
@@ -455,4 +493,4 @@ def zone_numbers(zones: tuple[str, ...]) -> NDArray[np.int32]:
 
 
 def _views(zones: NDArray[np.int32]) -> NDArray[np.float64]:
-    return np.empty((int(zones.max(initial=-1)) + 1, 5))
+    return np.empty((int(zones.max(initial=-1)) + 1, 6))

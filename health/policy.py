@@ -47,7 +47,9 @@ class ErrorRule:
     min_errors, min_requests : least errors and attempts in the window
     min_observers : observers that saw an error, or all that called the endpoint when those are fewer
     tail_p : Poisson probability of so many errors at the peers' rate must be below this
-    wilson_z, wilson_floor : lower Wilson bound of the ratio must exceed max(peers' rate, floor)
+    wilson_z, wilson_floor : lower Wilson bound of the ratio must exceed the floor
+    sure_share : and the peers' rate by this share of ``min_excess``; 0 is the design page's rule, which ejects
+        endpoints whose true excess is far below ``min_excess`` whenever chance lifts the estimate over it
     consecutive : evaluations in a row before an ejection
     """
 
@@ -60,6 +62,7 @@ class ErrorRule:
     tail_p: float = 1e-6
     wilson_z: float = 3.29
     wilson_floor: float = 0.005
+    sure_share: float = 0.5
     consecutive: int = 2
 
 
@@ -70,12 +73,14 @@ class LatencyRule:
     Attributes
     ----------
     enabled : judge latency where buckets are known
+    windows_s : sums that are judged; a window between 10 s and 60 s finds small shares of slow attempts earlier
     quantiles, min_excess : for each quantile of the peers, the excess of slow attempts that convicts
     min_ratio : risk ratio of being slow
     min_peer_requests : least attempts at the peers for their quantile to mean something
     """
 
     enabled: bool = True
+    windows_s: tuple[int, ...] = (10, 30, 60)
     quantiles: tuple[float, ...] = (0.90, 0.99)
     min_excess: tuple[float, ...] = (0.05, 0.02)
     min_ratio: float = 2.0
@@ -274,10 +279,11 @@ class Policy:
 
     def _problems(self) -> Iterator[str]:
         yield from _ranges(self)
-        if not self.windows_s or list(self.windows_s) != sorted(set(self.windows_s)):
-            yield "windows must be ascending and not empty"
-        if self.windows_s and not 1 <= self.windows_s[0] <= self.windows_s[-1] <= 60:
-            yield "windows must lie between 1s and 60s"
+        for key, windows in (("windows", self.windows_s), ("latency.windows", self.latency.windows_s)):
+            if not windows or list(windows) != sorted(set(windows)):
+                yield f"{key} must be ascending and not empty"
+            elif not 1 <= windows[0] <= windows[-1] <= 60:
+                yield f"{key} must lie between 1s and 60s"
         if self.sparse_window_s and (self.sparse_window_s % 10 or not 60 < self.sparse_window_s <= 600):
             yield "sparse_window must be 0, or above 60s, at most 600s, in steps of 10s"
         if len(self.latency.quantiles) != len(self.latency.min_excess) or not self.latency.quantiles:
@@ -313,6 +319,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("error.tail_p", 0, 1),
     ("error.wilson_z", 0, 100),
     ("error.wilson_floor", 0, 1),
+    ("error.sure_share", 0, 1),
     ("error.consecutive", 1, 100),
     ("latency.min_ratio", 1, 1_000),
     ("latency.min_peer_requests", 1, 1e9),

@@ -44,14 +44,16 @@ class Moment:
     rate : attempts per second each observer sends to each endpoint while all have their full weight
     failing : probability that an attempt fails
     bad : (H,) or (trials, H) bool       ejecting these is right
+    grey : the same, or None             ejecting these is neither right nor wrong
     present : (H,) or (trials, H) bool, or None = all
     refused : (H,) or (trials, H) bool, or None: endpoints whose failures are refused connections
-    slow : None, or (H, J) or (trials, H, J): probabilities of the latency buckets
+    slow : None, or broadcast to (trials, G, H, J): probabilities of the latency buckets
     """
 
     rate: Floats
     failing: Floats
     bad: Flags
+    grey: Flags | None = None
     present: Flags | None = None
     refused: Flags | None = None
     slow: Floats | None = None
@@ -111,11 +113,13 @@ class Happened:
     Attributes
     ----------
     right : the endpoint was bad
+    grey : neither clearly bad nor clearly good
     """
 
     trial: int
     second: int
     right: bool
+    grey: bool
     decision: Decision
 
 
@@ -141,8 +145,12 @@ class Outcome:
     evaluations: int
 
     def of(self, kind: Kind, *, right: bool | None = None) -> list[Happened]:
-        """Decisions of one kind, all or only about (not) bad endpoints."""
-        return [h for h in self.happened if h.decision.kind is kind and (right is None or h.right is right)]
+        """Decisions of one kind: all, or only about bad endpoints, or only about good ones (not grey)."""
+        return [
+            h
+            for h in self.happened
+            if h.decision.kind is kind and (right is None or (h.right if right else not (h.right or h.grey)))
+        ]
 
     def first(self, trials: int, after_s: int, *kinds: Kind, endpoints: int = 1) -> Floats:
         """Seconds from ``after_s`` until ``endpoints`` bad ones had such a decision, per trial; inf = never."""
@@ -174,7 +182,7 @@ class _Windows:
         self._latency: Ring | None = None
         if setup.groups:
             self._latency_shape = (trials, setup.groups, setup.endpoints, setup.buckets)
-            self._latency = Ring(int(np.prod(self._latency_shape)), FINE_S, self.spans[1:])
+            self._latency = Ring(int(np.prod(self._latency_shape)), FINE_S, setup.policy.latency.windows_s)
         self.since = np.zeros((2, *self._shape))
         self._peaks = np.zeros((history[0], trials))
         self._now = 0
@@ -246,7 +254,10 @@ class _Windows:
         """(seconds, buckets (trials, G, H, J)) of each window."""
         if self._latency is None:
             return []
-        return [(s, self._latency.sums[i].reshape(self._latency_shape)) for i, s in enumerate(self.spans[1:])]
+        return [
+            (s, self._latency.sums[i].reshape(self._latency_shape))
+            for i, s in enumerate(self._setup.policy.latency.windows_s)
+        ]
 
     def rates(self) -> tuple[Floats, Floats, NDArray[np.int64]]:
         """Attempts/s of each service, the most per active endpoint lately, active endpoints; all (trials,)."""
@@ -346,6 +357,7 @@ def run(setup: Setup, world: World, trials: int, seconds: int, seed: int) -> Out
         moment = world(second, rng)
         present = everyone if moment.present is None else np.broadcast_to(moment.present, everyone.shape)
         bad = np.broadcast_to(moment.bad, everyone.shape)
+        grey = np.broadcast_to(False if moment.grey is None else moment.grey, everyone.shape)
         k, n, refused, slow = _traffic(moment, weights * present, shape, setup, rng)
         windows.advance(second)
         for taken, (some_k, some_n, some_refused) in pipe.push(second, (k, n, refused)):
@@ -382,7 +394,8 @@ def run(setup: Setup, world: World, trials: int, seconds: int, seed: int) -> Out
             for decision in decisions:
                 at = here.endpoints.index(decision.endpoint) if decision.endpoint else -1
                 if not decision.repeated:
-                    happened.append(Happened(t, second, at >= 0 and bool(bad[t, at]), decision))
+                    truth = (bool(bad[t, at]), bool(grey[t, at])) if at >= 0 else (False, False)
+                    happened.append(Happened(t, second, *truth, decision))
                 if decision.resets:
                     windows.clear(t, at)
                     pipe.clear(t, at)
@@ -413,8 +426,8 @@ def _traffic(
     if setup.groups and moment.slow is not None:
         trials, observers, endpoints = shape
         grouped = n.reshape(trials, setup.groups, observers // setup.groups, endpoints).sum(axis=2)
-        odds = np.broadcast_to(moment.slow, (trials, endpoints, setup.buckets))[:, None]
-        slow = rng.multinomial(grouped, np.broadcast_to(odds, (*grouped.shape, setup.buckets))).astype(np.int32)
+        odds = np.broadcast_to(moment.slow, (*grouped.shape, setup.buckets))
+        slow = rng.multinomial(grouped, odds).astype(np.int32)
     return k, n, refused, slow
 
 

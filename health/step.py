@@ -216,8 +216,8 @@ class Step:
             else:
                 self._to_probation(endpoint, known, known.detector, kind=Kind.RETURNED)
             return
-        if known.absent_since_ms:
-            known = replace(known, absent_since_ms=0)
+        if known.absent_since_ms:  # back from nowhere: as young as a new one
+            known = replace(known, absent_since_ms=0, first_seen_ms=self._now)
             self._put(endpoint, known)
         if flagged:
             self._flagged(endpoint, known)

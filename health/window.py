@@ -136,7 +136,7 @@ class Signals:
     ----------
     windows : ascending; the one of 60 s is always among them
     hard : errors = failed connects, of the short window of D3
-    latency : one per window; empty when nobody reports latency
+    latency : ascending windows; empty when nobody reports latency
     latency_zones : (G,) zone of each observer group
     past_errors, past_attempts : (H,) float64   of the last 10 minutes before the last 60 s
     probe_errors, probe_attempts : (P, H) float64   since the endpoint's counters were restarted
@@ -202,7 +202,7 @@ class ServiceWindow:
             self._coarse = {c: Ring(cells, bins, (bins,)) for c in (Channel.ERRORS, Channel.ATTEMPTS)}
         self._latency: Ring | None = None
         if n_groups and n_buckets and policy.latency.enabled:
-            self._latency = Ring(n_groups * n_endpoints * n_buckets, FINE_S, self._windows_s)
+            self._latency = Ring(n_groups * n_endpoints * n_buckets, FINE_S, policy.latency.windows_s)
         past = (HISTORY_S // COARSE_S, FINE_S // COARSE_S)
         self._past = {c: Ring(n_endpoints, past[0], past) for c in (Channel.ERRORS, Channel.ATTEMPTS)}
         self._since = np.zeros((2, cells))
@@ -333,7 +333,7 @@ class ServiceWindow:
         if self._latency is not None:
             latency = tuple(
                 LatencySums(span, self._latency.sums[i].reshape(self._latency_shape))
-                for i, span in enumerate(self._windows_s)
+                for i, span in enumerate(policy.latency.windows_s)
             )
         # the newest bin of the last minute has only just begun
         covered_s = FINE_S - COARSE_S + now_ms // 1000 % COARSE_S + 1

@@ -17,12 +17,11 @@ TAIL, WILSON_LO, OBSERVERS, OBSERVERS_BAD, STANDARD_ERROR, AGREEMENT, LIMIT, BOU
 
 # entries of a rule vector
 R_Z, R_MIN_EXCESS, R_MIN_RATIO, R_MIN_ERRORS, R_MIN_REQUESTS = range(5)
-R_MIN_OBSERVERS, R_TAIL_P, R_WILSON_Z, R_WILSON_FLOOR, R_AGREEMENT = range(5, 10)
+R_MIN_OBSERVERS, R_TAIL_P, R_WILSON_Z, R_WILSON_FLOOR, R_SURE_SHARE = range(5, 10)
+R_AGREEMENT, R_MIN_VIEW = range(10, 12)
 
 # marks of an endpoint
 NOTHING, CONVICTED, PARTIAL, OTHER = range(4)
-
-_MIN_ZONE_ATTEMPTS = 10.0  # an observer zone with fewer on either side has no view (6.2)
 
 
 @device
@@ -68,7 +67,7 @@ def finish(errors, attempts, variance, weight, a, b, observers, bad, peer_errors
     mean = max(errors / max(ratio, 1e-9), attempts / (peer_attempts + 1.0)) if errors > 0.0 else 0.0
     tail = poisson_tail(errors, mean)
     low = wilson(errors, attempts, rule[R_WILSON_Z], -1.0)
-    limit = max(baseline, rule[R_WILSON_FLOOR])
+    limit = max(baseline + rule[R_SURE_SHARE] * excess, rule[R_WILSON_FLOOR])
     row[ERRORS] = errors
     row[ATTEMPTS] = attempts
     row[EXPECTED] = expected
@@ -101,27 +100,38 @@ def finish(errors, attempts, variance, weight, a, b, observers, bad, peer_errors
 
 @device
 def zone_view(zone, errors, attempts, peer_errors, peer_attempts, views):
-    """Add one observer's view to the sums (weight, a, b, attempts, peer attempts) of its zone."""
+    """Add one observer's view to the sums (weight, a, b, errors, attempts, peer attempts) of its zone."""
     if zone >= 0:
         total = attempts + peer_attempts
         if total > 0.0:
             views[zone, 0] += attempts * peer_attempts / total
             views[zone, 1] += errors * peer_attempts / total
             views[zone, 2] += peer_errors * attempts / total
-        views[zone, 3] += attempts
-        views[zone, 4] += peer_attempts
+        views[zone, 3] += errors
+        views[zone, 4] += attempts
+        views[zone, 5] += peer_attempts
 
 
 @device
-def agreement(views, excess):
-    """Share of attempts in observer zones whose own risk difference exceeds excess / 2; 1 when no zone has a view."""
+def agreement(views, excess, rule, row):
+    """Share of attempts in observer zones that see the endpoint fail too; 1 when no zone has a view.
+
+    Zones with too few attempts on either side have no view. A zone agrees when its own risk difference exceeds excess / 2 and its errors are likelier at the endpoint's overall
+    ratio than at the baseline. The second half keeps two stray errors of a small zone from counting as a view.
+    """
     seen = 0.0
     agreed = 0.0
+    low = min(max(row[BASELINE], 1.0 / (row[PEER_ATTEMPTS] + 1.0)), 0.5)
+    high = min(max(row[ERRORS] / max(row[ATTEMPTS], 1.0), low + excess), 1.0 - 1e-9)
+    gain = math.log(high / low)
+    loss = math.log((1.0 - low) / (1.0 - high))
     for zone in range(views.shape[0]):
-        if views[zone, 3] >= _MIN_ZONE_ATTEMPTS and views[zone, 4] >= _MIN_ZONE_ATTEMPTS:
-            seen += views[zone, 3]
-            if (views[zone, 1] - views[zone, 2]) / max(views[zone, 0], 1e-12) > 0.5 * excess:
-                agreed += views[zone, 3]
+        if views[zone, 4] >= rule[R_MIN_VIEW] and views[zone, 5] >= rule[R_MIN_VIEW]:
+            seen += views[zone, 4]
+            difference = (views[zone, 1] - views[zone, 2]) / max(views[zone, 0], 1e-12)
+            likelier = views[zone, 3] * gain > (views[zone, 4] - views[zone, 3]) * loss
+            if difference > 0.5 * excess and likelier:
+                agreed += views[zone, 4]
     return agreed / seen if seen > 0.0 else 1.0
 
 
@@ -154,10 +164,10 @@ def judge(
     asked : (trials, P) bool, const                      observers that are believed
     compared : (trials, H) bool, const                   the comparison set
     zones : (P,) int32, const                            zone of each observer, -1 = unknown
-    rule : (10,) float64, const                          thresholds, entries ``R_*``
+    rule : (12,) float64, const                          thresholds, entries ``R_*``
     sums : (8, H) float64, scratch
     peers : (2, P) float64, scratch                      totals of the comparison set at each observer
-    views : (zones, 5) float64, scratch
+    views : (zones, 6) float64, scratch
     stand : (H,) uint8, scratch                          1 = in the comparison set, + 2 = may still be convicted
     table : (trials, H, 18) float64, written             statistics, columns as in ``Stats.COLUMNS``
     chain : (trials, H) int32, written                   convicted endpoints, worst first, then -1
@@ -248,14 +258,14 @@ def judge(
                 break
             any_mark = True
             for zone in range(n_zones):
-                for c in range(5):
+                for c in range(6):
                     views[zone, c] = 0.0
             for p in range(n_observers):
                 if asked[t, p]:
                     k = errors[t, p, worst]
                     n = attempts[t, p, worst]
                     zone_view(zones[p], k, n, peers[0, p] - k, peers[1, p] - n, views)
-            agreed = agreement(views, rule[R_MIN_EXCESS])
+            agreed = agreement(views, rule[R_MIN_EXCESS], rule, table[t, worst])
             table[t, worst, AGREEMENT] = agreed
             if agreed < rule[R_AGREEMENT]:
                 stand[worst] = u8(1)  # nobody's culprit, but still a peer
@@ -281,7 +291,7 @@ def judge(
             b = 0.0
             own = 1.0 if compared[t, h] else 0.0
             for zone in range(n_zones):
-                for c in range(5):
+                for c in range(6):
                     views[zone, c] = 0.0
             for p in range(n_observers):
                 n = attempts[t, p, h]
@@ -304,7 +314,7 @@ def judge(
                 sums[0, h], sums[1, h], variance, weight, a, b, sums[2, h], sums[3, h],
                 all_errors - own * sums[0, h], all_attempts - own * sums[1, h], rule[R_MIN_EXCESS], rule, table[t, h],
             )  # fmt: skip
-            agreed = agreement(views, rule[R_MIN_EXCESS])
+            agreed = agreement(views, rule[R_MIN_EXCESS], rule, table[t, h])
             table[t, h, AGREEMENT] = agreed
             if flagged and not compared[t, h]:
                 marks[t, h] = u8(OTHER) if agreed >= rule[R_AGREEMENT] else u8(PARTIAL)

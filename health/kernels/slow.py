@@ -56,11 +56,11 @@ def judge_slow(
     quantile : of the peers that bounds "fast"
     excess : least risk difference
     min_peers : least attempts at the peers
-    rule : (10,) float64, const            D1's thresholds
+    rule : (12,) float64, const            D1's thresholds
     below : (G, H, J) float64, scratch     running sums over J
     totals : (G, J) float64, scratch       the same of the comparison set
     peers : (J,) float64, scratch
-    views : (zones, 5) float64, scratch
+    views : (zones, 6) float64, scratch
     table : (H, 18) float64, written       statistics of "slow" instead of "error"
     marks : (H,) uint8, written            NOTHING, CONVICTED (compared), OTHER (not compared) or PARTIAL
 
@@ -97,7 +97,7 @@ def judge_slow(
             while peers[bound] < quantile * peers[last]:
                 bound += 1
         for zone in range(views.shape[0]):
-            for c in range(5):
+            for c in range(6):
                 views[zone, c] = 0.0
         slow = 0.0
         variance = 0.0
@@ -133,7 +133,7 @@ def judge_slow(
         )  # fmt: skip
         upper = wilson(table[h, BASELINE] * table[h, PEER_ATTEMPTS], table[h, PEER_ATTEMPTS], 2.0, 1.0)
         table[h, LIMIT] = max(table[h, LIMIT], 2.0 * upper, upper + excess)
-        table[h, AGREEMENT] = agreement(views, excess)
+        table[h, AGREEMENT] = agreement(views, excess, rule, table[h])
         table[h, BOUND] = bound
         if flagged and bound < last and table[h, WILSON_LO] > table[h, LIMIT]:
             marked += 1
