@@ -1,0 +1,80 @@
+"""The patterns of ``| pattern "<ip> - <_>"`` and ``|> "<_> error <_>"``, and the groups of ``| regexp``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+_CAPTURE = re.compile(r"<([A-Za-z_][A-Za-z0-9_]*)>")
+_GROUP = re.compile(r"(?<!\\)(?:\\\\)*\(\?P?<([A-Za-z_][A-Za-z0-9_]*)>")
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Literals and captures in turn.
+
+    Attributes
+    ----------
+    literals : UTF-8 literals in order
+    names : of the captures, ``_`` = unnamed
+    leads : whether a literal comes first
+    trails : whether a literal comes last
+    """
+
+    literals: tuple[bytes, ...]
+    names: tuple[str, ...]
+    leads: bool
+    trails: bool
+
+
+@lru_cache(maxsize=512)
+def parse_pattern(text: str, *, need_names: bool) -> Pattern:
+    """Literals and captures of a pattern; a parser needs a named capture, a line filter must have none.
+
+    Raises
+    ------
+    ValueError        with Loki's words
+    """
+    literals: list[bytes] = []
+    names: list[str] = []
+    at = 0
+    leads = trails = False
+    for capture in _CAPTURE.finditer(text):
+        if capture.start() > at or (at == 0 and capture.start()):
+            literals.append(text[at : capture.start()].encode("utf-8", "surrogateescape"))
+            leads |= not names
+        elif names:
+            raise ValueError(f"invalid expression: found consecutive capture '<{names[-1]}>{capture[0]}'")
+        names.append(capture[1])
+        at = capture.end()
+    if at < len(text):
+        literals.append(text[at:].encode("utf-8", "surrogateescape"))
+        leads |= not names
+        trails = True
+    named = [name for name in names if name != "_"]
+    if need_names:
+        if not named:
+            raise ValueError("invalid expression: at least one capture is required")
+        for name in named:
+            if named.count(name) > 1:
+                raise ValueError(f"duplicate capture name ({name})")
+    elif named:
+        raise ValueError(f"invalid expression: named captures are not allowed in pattern filters: <{named[0]}>")
+    return Pattern(tuple(literals), tuple(names), leads, trails)
+
+
+def named_groups(pattern: str) -> tuple[str, ...]:
+    """Names of the capture groups of a regex.
+
+    Raises
+    ------
+    ValueError        with Loki's words
+    """
+    names = _GROUP.findall(pattern)
+    if not names:
+        raise ValueError("at least one named capture must be supplied")
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"duplicate capture name {name!r}")
+    return tuple(names)
