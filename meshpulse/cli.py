@@ -38,7 +38,7 @@ def serve(
     log_format: Annotated[str | None, typer.Option(help="text or json [log.format].")] = None,
 ) -> None:
     """Take samples in, keep them, answer queries; SIGTERM ends it cleanly."""
-    from meshpulse.config import ConfigError, load_config
+    from meshpulse.config import ConfigError, load_config, read_tokens
     from meshpulse.lock import FolderLock, FolderLockedError
     from meshpulse.logs import configure_logs
 
@@ -49,6 +49,7 @@ def serve(
     }
     try:
         settings = load_config(config, overrides)
+        tokens = read_tokens(settings)
     except ConfigError as error:
         raise _fail(str(error), 2) from None
     configure_logs(settings.log.level, settings.log.format)
@@ -57,14 +58,14 @@ def serve(
     from meshpulse.server import serve as serve_until_told
 
     try:
-        listener = bind(settings.server.listen, insecure=settings.server.insecure)
+        listener = bind(settings.server.listen, insecure=settings.server.insecure or bool(tokens))
     except ListenRefusedError as error:
         raise _fail(str(error), 2) from None
     try:
         lock = FolderLock(settings.storage.path)
     except (FolderLockedError, OSError) as error:
         raise _fail(str(error), 1) from None
-    code = serve_until_told(settings, listener)
+    code = serve_until_told(settings, listener, tokens)
     lock.release()
     raise typer.Exit(code)
 

@@ -9,9 +9,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ingest.limits import WriteLimits
+from meshpulse.auth import Role, Token
 from query.limits import QueryLimits
 from tsdb.limits import SeriesLimits, TimeLimits
 from tsdb.wal.log import QUEUE_BYTES_MAX, SEGMENT_BYTES, SyncMode
@@ -21,6 +31,10 @@ _DURATION = re.compile(r"(?:(\d+)y)?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?
 _UNIT_BYTES = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SIZE = re.compile(r"(\d+)\s*([KMGT]iB|B|)")
 _JOB_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+
+
+TOKEN_CHARS_MIN = 16
+"""Shortest secret of a token; ``openssl rand -hex 32`` makes one of 64."""
 
 
 class ConfigError(Exception):
@@ -81,12 +95,56 @@ class ServerConfig(Section):
     listen: str = "127.0.0.1:9090"
     insecure: bool = False
     drain: Duration = timedelta(seconds=10)
+    admin_api: bool = False
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_client_ca_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _tls(self) -> ServerConfig:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file belong together")
+        if self.tls_client_ca_file and not self.tls_cert_file:
+            raise ValueError("tls_client_ca_file needs tls_cert_file and tls_key_file")
+        return self
 
     @field_validator("listen")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
         split_listen(value)
         return value
+
+
+class TokenConfig(Section):
+    """A bearer token: its secret here or in a file, what it may do, for which tenants."""
+
+    name: str = Field(min_length=1)
+    token: SecretStr | None = None
+    token_file: Path | None = None
+    roles: list[Role] = Field(min_length=1)
+    tenants: list[str] = []
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> TokenConfig:
+        if (self.token is None) == (self.token_file is None):
+            raise ValueError("needs either token or token_file")
+        if self.token is not None and len(self.token.get_secret_value()) < TOKEN_CHARS_MIN:
+            raise ValueError(f"token is too short, it can be guessed: {TOKEN_CHARS_MIN} characters are the least")
+        return self
+
+
+class AuthConfig(Section):
+    """Who may do what; without tokens everybody may do everything."""
+
+    tokens: list[TokenConfig] = []
+
+    @model_validator(mode="after")
+    def _names(self) -> AuthConfig:
+        names = [token.name for token in self.tokens]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"tokens: name {min(twice)!r} is used twice")
+        return self
 
 
 class StorageConfig(Section):
@@ -217,6 +275,7 @@ class Config(Section):
 
     global_: GlobalConfig = Field(default=GlobalConfig(), alias="global")
     server: ServerConfig = ServerConfig()
+    auth: AuthConfig = AuthConfig()
     storage: StorageConfig = StorageConfig()
     wal: WalConfig = WalConfig()
     limits: LimitsConfig = LimitsConfig()
@@ -347,3 +406,32 @@ def load_config(path: Path | None, overrides: Mapping[str, Mapping[str, Any]] | 
     except ConfigError as error:
         prefix = f"{path}: " if path else ""
         raise ConfigError("\n".join(f"{prefix}{line}" for line in str(error).splitlines())) from None
+
+
+def read_tokens(config: Config) -> list[Token]:
+    """The configured tokens, secrets read from their files.
+
+    Raises
+    ------
+    ConfigError        a file cannot be read, or what it holds is too short for a secret; or two secrets are the same
+    """
+    tokens: list[Token] = []
+    for entry in config.auth.tokens:
+        if entry.token_file is None:
+            assert entry.token is not None
+            secret = entry.token.get_secret_value()
+        else:
+            try:
+                secret = entry.token_file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"auth.tokens: {entry.name}: {error}") from None
+            if len(secret) < TOKEN_CHARS_MIN:
+                raise ConfigError(
+                    f"auth.tokens: {entry.name}: {entry.token_file} holds {len(secret)} characters, "
+                    f"{TOKEN_CHARS_MIN} are the least"
+                )
+        token = Token.of(entry.name, secret, entry.roles, entry.tenants)
+        if any(token.digest == other.digest for other in tokens):
+            raise ConfigError(f"auth.tokens: {entry.name} has the secret of another token")
+        tokens.append(token)
+    return tokens

@@ -8,13 +8,14 @@ import ipaddress
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import structlog
 import uvicorn
 import uvloop
 
 from meshpulse.asgi import App, Receive, Scope, Send, answer
+from meshpulse.auth import Guard, Refusal, Token
 from meshpulse.config import Config, split_listen
 from meshpulse.pages import create_pages
 from meshpulse.runtime import Runtime
@@ -23,6 +24,7 @@ from tsdb.errors import MeshpulseError
 
 log = structlog.get_logger(__name__)
 
+_CHALLENGE = ((b"www-authenticate", b'Bearer realm="meshpulse"'),)
 _RETRY = ((b"retry-after", b"1"),)
 
 
@@ -37,15 +39,20 @@ class Gateway:
     hot_prefixes : path prefix -> application, asked when no exact path fits
     """
 
-    def __init__(self, progress: Progress, pages: App) -> None:
+    def __init__(self, progress: Progress, pages: App, guard: Guard) -> None:
         self._progress = progress
         self._pages = pages
+        self._guard = guard
         self.hot: Mapping[str, App] = {}
         self.hot_prefixes: Mapping[str, App] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
         if scope["type"] == "http":
+            refusal = self._guard.refuse(scope)
+            if refusal is not None:
+                await self._refuse(refusal, send)
+                return
             await self._find(scope["path"])(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._refuse_websocket(scope, receive, send)
@@ -60,6 +67,11 @@ class Gateway:
         if not self._progress.ready and path.startswith("/api/"):
             return self._unready
         return self._pages
+
+    @staticmethod
+    async def _refuse(refusal: Refusal, send: Send) -> None:
+        headers = _CHALLENGE if refusal.status == 401 else ()
+        await answer(send, refusal.status, f"{refusal.text}\n".encode(), headers=headers)
 
     async def _unready(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         await answer(send, 503, f"Service Unavailable: {self._progress.describe()}\n".encode(), headers=_RETRY)
@@ -89,6 +101,10 @@ class ListenRefusedError(Exception):
 def bind(listen: str, *, insecure: bool) -> socket.socket:
     """Open the listening socket.
 
+    Parameters
+    ----------
+    insecure : whether it may be other than a loopback address: tokens are asked for, or somebody insists
+
     Raises
     ------
     ListenRefusedError        not a loopback address although ``insecure`` is off, or the address is taken
@@ -102,7 +118,7 @@ def bind(listen: str, *, insecure: bool) -> socket.socket:
     if not insecure and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
         raise ListenRefusedError(
             f"refusing to listen on {listen}: everybody who reaches it could write and read, because nobody is asked "
-            "for a token. Use a loopback address, or say --insecure"
+            "for a token. Configure auth.tokens, use a loopback address, or say --insecure"
         )
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -116,18 +132,18 @@ def bind(listen: str, *, insecure: bool) -> socket.socket:
     return listener
 
 
-def serve(config: Config, listener: socket.socket) -> int:
+def serve(config: Config, listener: socket.socket, tokens: Sequence[Token] = ()) -> int:
     """Serve until SIGTERM or SIGINT; the exit code of the process.
 
     The socket already listens, so that readiness can be asked for while a thread compiles kernels and replays the log.
     """
-    return uvloop.run(_serve(config, listener))
+    return uvloop.run(_serve(config, listener, tokens))
 
 
-async def _serve(config: Config, listener: socket.socket) -> int:
+async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token]) -> int:
     progress = Progress()
     runtime = Runtime(config, progress)
-    gateway = Gateway(progress, create_pages(runtime))
+    gateway = Gateway(progress, create_pages(runtime), Guard(tokens, runtime.tally))
     server = _Server(
         uvicorn.Config(
             gateway,

@@ -51,6 +51,8 @@ class Reason(StrEnum):
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_TYPE = "unsupported_media_type"
     TENANT = "tenant_refused"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
     # servers
     OVERLOADED = "overloaded"
     DISK_FULL = "disk_nearly_full"

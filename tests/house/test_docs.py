@@ -41,7 +41,7 @@ def test_every_config_key_is_documented() -> None:
 def test_documented_defaults_are_the_defaults() -> None:
     default = parse_config("")
     for key, text in documented().items():
-        if key.startswith("scrape_configs"):
+        if "[]" in key:
             continue
         stated: Any = parse_config(_nest(key, text))
         assert stated == default, f"{key}: docs say {text}"

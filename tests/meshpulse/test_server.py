@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from meshpulse.asgi import App, Receive, Scope, Send, answer
+from meshpulse.auth import Guard
 from meshpulse.config import parse_config
 from meshpulse.pages import create_pages
 from meshpulse.runtime import Runtime
@@ -61,7 +62,8 @@ def progress() -> Progress:
 @pytest.fixture
 def gateway(progress: Progress, tmp_path: Path) -> Gateway:
     config = parse_config("", {"storage": {"path": tmp_path}})
-    return Gateway(progress, create_pages(Runtime(config, progress)))
+    runtime = Runtime(config, progress)
+    return Gateway(progress, create_pages(runtime), Guard([], runtime.tally))
 
 
 async def hot(_scope: Scope, _receive: Receive, send: Send) -> None:
