@@ -1,7 +1,7 @@
-"""``POST /api/v1/write``: remote-write over HTTP, as a bare ASGI application.
+"""The push endpoints over HTTP, as one bare ASGI application: remote-write, text import, OTLP.
 
-The rules are those of the remote-write specification and of the senders that exist: bad data is always exactly
-400 (415 for a wrong type or encoding), a busy server says 503, and what is good in a request is kept whatever is
+The rules are those of the specifications and of the senders that exist: bad data is always exactly 400 (415 for a
+wrong type or encoding of remote-write), a busy server says 503, and what is good in a request is kept whatever is
 wrong with the rest.
 """
 
@@ -11,14 +11,15 @@ import asyncio
 import functools
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
 from email.message import Message as MimeMessage
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from ingest.limits import WriteLimits
-from ingest.remote_write import Reception, RemoteWriteReceiver
-from ingest.store import DEFAULT_TENANT, Tenants
+from ingest.reception import Reception
+from ingest.store import DEFAULT_TENANT, Tenant, Tenants
 from tsdb.batch import AppendResult
 from tsdb.errors import LimitError, OverloadedError, Reason, RejectedError, UnavailableError
 from tsdb.tally import Tally
@@ -28,118 +29,137 @@ log = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+Receiver = Callable[[Tenant, bytes], Reception]
+"""Parses one body and hands it to the store; called on a worker thread."""
 
 V1_MESSAGE = "prometheus.WriteRequest"
 V2_MESSAGE = "io.prometheus.write.v2.Request"
 _ERROR_CHARS_MAX = 4000
+_TEXT = b"text/plain; charset=utf-8"
 
 
-@functools.lru_cache(maxsize=64)
-def message_of(content_type: str) -> str:
-    """Which protobuf message a Content-Type names (RFC 9110: case, blanks, quotes and extra parameters).
+@dataclass(frozen=True, slots=True)
+class PushRequest:
+    """What is known of a request before its body is read."""
 
-    Raises
-    ------
-    RejectedError    UNSUPPORTED_TYPE
+    content_type: str = ""
+    encoding: str = ""  # lower case
+    tenant: str = DEFAULT_TENANT
+    length: int = 0
+    query: bytes = b""
+
+
+class Answer(NamedTuple):
+    """A complete response."""
+
+    status: int
+    body: bytes = b""
+    content_type: bytes = _TEXT
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Endpoint(Protocol):
+    """What one push protocol adds to the common way of a request."""
+
+    def plan(self, request: PushRequest) -> Receiver:
+        """How to read the body; raises :class:`RejectedError` when type, encoding or parameters are wrong."""
+        ...
+
+    def done(self, request: PushRequest, reception: Reception, accepted: int, refused: str) -> Answer:
+        """The answer once everything is decided; ``refused`` is "" when everything is stored."""
+        ...
+
+    def rejected(self, request: PushRequest, error: RejectedError) -> Answer:
+        """The answer to a request of which nothing was kept."""
+        ...
+
+
+@dataclass(slots=True)
+class PushStats:
+    """Totals of all push endpoints since the start, for ``/metrics``.
+
+    Attributes
+    ----------
+    responses : (path, HTTP status) -> count
+    body_bytes : as they arrived
+    samples_accepted : stored, or there already
     """
-    if not content_type.strip():
-        return V1_MESSAGE
-    header = MimeMessage()
-    header["content-type"] = content_type
-    proto = header.get_param("proto", V1_MESSAGE)
-    if content_type.partition(";")[0].strip().lower() != "application/x-protobuf":
-        raise RejectedError(Reason.UNSUPPORTED_TYPE, f"unsupported media type {content_type[:200]!r}")
-    if proto not in (V1_MESSAGE, V2_MESSAGE):
-        raise RejectedError(Reason.UNSUPPORTED_TYPE, f"unknown protobuf message {str(proto)[:200]!r}")
-    return str(proto)
+
+    responses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    body_bytes: int = 0
+    samples_accepted: int = 0
 
 
-class WriteApi:
-    """The write endpoint.
+class PushApi:
+    """Serves every push endpoint.
 
     Parameters
     ----------
     tenants : where samples go
-    receiver : parses bodies
+    endpoints : path -> what is special about it
     executor : threads that parse; kernels run there without the GIL, so that queries stay quick
     limits, tally : sizes and numbers; counts of what was refused
-
-    Attributes
-    ----------
-    responses : HTTP status -> count
-    body_bytes, samples_accepted : totals since the start, for ``/metrics``
     """
 
     def __init__(
         self,
         tenants: Tenants,
-        receiver: RemoteWriteReceiver,
+        endpoints: Mapping[str, Endpoint],
         executor: Executor,
         tally: Tally,
         limits: WriteLimits | None = None,
     ) -> None:
         self._tenants = tenants
-        self._receiver = receiver
+        self._endpoints = endpoints
         self._executor = executor
         self._tally = tally
         self._limits = limits or WriteLimits()
         self._requests = 0
         self._inflight_bytes = 0
-        self.responses: Counter[int] = Counter()
-        self.body_bytes = 0
-        self.samples_accepted = 0
+        self.stats = PushStats()
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths that it serves."""
+        return list(self._endpoints)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
+        path = scope["path"]
+        endpoint = self._endpoints[path]
+        request = _request(scope)
         if scope["method"] != "POST":
-            await self._answer(send, 405, "Method Not Allowed\n", [(b"allow", b"POST")])
-            return
-        try:
-            text = await self._write(scope, receive)
-        except RejectedError as error:
-            self._tally.add(error.reason)
-            await self._answer(send, 415 if error.reason is Reason.UNSUPPORTED_TYPE else 400, f"{error}\n")
-        except UnavailableError as error:
-            self._tally.add(error.reason)
-            await self._answer(send, 503, f"{error}\n", [(b"retry-after", str(error.retry_after_s).encode())])
-        except _DisconnectedError:
-            return
-        except Exception:
-            log.exception("write request failed")
-            await self._answer(send, 500, "internal error\n")
+            answer = Answer(405, b"Method Not Allowed\n", headers=((b"allow", b"POST"),))
         else:
-            await self._answer(send, 400 if text else 204, text)
+            try:
+                answer = await self._push(endpoint, request, receive)
+            except RejectedError as error:
+                self._tally.add(error.reason)
+                answer = endpoint.rejected(request, error)
+            except UnavailableError as error:
+                self._tally.add(error.reason)
+                retry = (b"retry-after", str(error.retry_after_s).encode())
+                answer = Answer(503, f"{error}\n".encode(), headers=(retry,))
+            except _DisconnectedError:
+                return
+            except Exception:
+                log.exception("write request failed")
+                answer = Answer(500, b"internal error\n")
+        self.stats.responses[path, answer.status] += 1
+        await _send(send, answer)
 
-    async def _write(self, scope: Scope, receive: Receive) -> str:
-        """Take a request in; what was refused, "" when everything is stored."""
-        content_type = encoding = b""
-        tenant_name = DEFAULT_TENANT
-        length = 0
-        for name, value in scope["headers"]:
-            if name == b"content-type":
-                content_type = value
-            elif name == b"content-encoding":
-                encoding = value
-            elif name == b"content-length":
-                length = int(value) if value.isdigit() else 0
-            elif name == b"x-scope-orgid":
-                tenant_name = value.decode("latin-1") or DEFAULT_TENANT
-        if message_of(content_type.decode("latin-1")) == V2_MESSAGE:
-            raise RejectedError(Reason.UNSUPPORTED_TYPE, "remote-write 2.0 is not supported, send 1.0")
-        if encoding.strip().lower() not in (b"", b"snappy"):
-            raise RejectedError(
-                Reason.UNSUPPORTED_TYPE, f"unsupported content encoding {encoding[:100]!r}, send snappy"
-            )
+    async def _push(self, endpoint: Endpoint, request: PushRequest, receive: Receive) -> Answer:
+        receiver = endpoint.plan(request)
         parts: list[bytes] = []
         try:
-            await self._body(receive, length, parts)
+            await self._body(receive, request.length, parts)
             body = parts[0] if len(parts) == 1 else b"".join(parts)
-            reception, result = await self._decide(tenant_name, body)
+            reception, result = await self.take(receiver, request.tenant, body)
         finally:
             self._inflight_bytes -= sum(map(len, parts))
-        self.body_bytes += len(body)
-        self.samples_accepted += result.accepted if result else 0
-        return reception.refused(result)
+        accepted = result.accepted if result else 0
+        return endpoint.done(request, reception, accepted, reception.refused(result))
 
     async def _body(self, receive: Receive, length: int, parts: list[bytes]) -> None:
         """Read the whole body into ``parts``; refused as soon as it is known to be too large."""
@@ -164,28 +184,37 @@ class WriteApi:
             text = f"body of {size:,} bytes, the limit is {limit:,} (limits.ingest.body_bytes_max)"
             raise LimitError(Reason.BODY_TOO_LARGE, text)
 
-    async def _decide(self, tenant_name: str, body: bytes) -> tuple[Reception, AppendResult | None]:
-        """Parse on a worker thread, wait for the log; the loop is woken once, when everything is decided."""
+    async def take(self, receiver: Receiver, tenant_name: str, body: bytes) -> tuple[Reception, AppendResult | None]:
+        """Parse on a worker thread, wait for the log; the loop is woken once, when everything is decided.
+
+        Raises
+        ------
+        RejectedError, UnavailableError        nothing of the body was kept
+        """
         if self._requests >= self._limits.requests_max:
             raise OverloadedError(f"{self._requests} writes are already on their way (limits.ingest.requests_max)")
         loop = asyncio.get_running_loop()
         decided: asyncio.Future[tuple[Reception, AppendResult | None]] = loop.create_future()
         self._requests += 1
         try:
-            self._executor.submit(self._receive, tenant_name, body, loop, decided)
-            return await decided
+            self._executor.submit(self._receive, receiver, tenant_name, body, loop, decided)
+            reception, result = await decided
         finally:
             self._requests -= 1
+        self.stats.body_bytes += len(body)
+        self.stats.samples_accepted += result.accepted if result else 0
+        return reception, result
 
     def _receive(
         self,
+        receiver: Receiver,
         tenant_name: str,
         body: bytes,
         loop: asyncio.AbstractEventLoop,
         decided: asyncio.Future[tuple[Reception, AppendResult | None]],
     ) -> None:
         try:
-            reception = self._receiver.receive(self._tenants.tenant(tenant_name), body)
+            reception = receiver(self._tenants.tenant(tenant_name), body)
         except BaseException as error:  # noqa: BLE001 - it is raised where the request waits
             loop.call_soon_threadsafe(_settle, decided, None, error)
             return
@@ -200,24 +229,43 @@ class WriteApi:
 
         reception.future.add_done_callback(logged)
 
-    async def _answer(
-        self, send: Send, status: int, text: str, headers: list[tuple[bytes, bytes]] | None = None
-    ) -> None:
-        self.responses[status] += 1
-        body = text[:_ERROR_CHARS_MAX].encode("utf-8", "replace")
-        fields = headers or []
-        if body:
-            fields = [
-                *fields,
-                (b"content-type", b"text/plain; charset=utf-8"),
-                (b"content-length", str(len(body)).encode()),
-            ]
-        await send({"type": "http.response.start", "status": status, "headers": fields})
-        await send({"type": "http.response.body", "body": body})
-
 
 class _DisconnectedError(Exception):
     """The sender went away before its request was complete."""
+
+
+def _request(scope: Scope) -> PushRequest:
+    content_type = encoding = b""
+    tenant = DEFAULT_TENANT
+    length = 0
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            content_type = value
+        elif name == b"content-encoding":
+            encoding = value
+        elif name == b"content-length":
+            length = int(value) if value.isdigit() else 0
+        elif name == b"x-scope-orgid":
+            tenant = value.decode("latin-1") or DEFAULT_TENANT
+    return PushRequest(
+        content_type.decode("latin-1"),
+        encoding.decode("latin-1").strip().lower(),
+        tenant,
+        length,
+        scope.get("query_string", b""),
+    )
+
+
+async def _send(send: Send, answer: Answer) -> None:
+    fields = list(answer.headers)
+    if answer.body or answer.status == 200:
+        fields += [(b"content-type", answer.content_type), (b"content-length", str(len(answer.body)).encode())]
+    await send({"type": "http.response.start", "status": answer.status, "headers": fields})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def _text(text: str) -> bytes:
+    return text[:_ERROR_CHARS_MAX].encode("utf-8", "replace")
 
 
 def _settle(decided: asyncio.Future[Any], outcome: Any, error: BaseException | None) -> None:
@@ -227,3 +275,65 @@ def _settle(decided: asyncio.Future[Any], outcome: Any, error: BaseException | N
         decided.set_exception(error)
     else:
         decided.set_result(outcome)
+
+
+@functools.lru_cache(maxsize=64)
+def message_of(content_type: str) -> str:
+    """Which protobuf message a Content-Type names (RFC 9110: case, blanks, quotes and extra parameters).
+
+    Raises
+    ------
+    RejectedError    UNSUPPORTED_TYPE
+    """
+    if not content_type.strip():
+        return V1_MESSAGE
+    header = MimeMessage()
+    header["content-type"] = content_type
+    proto = header.get_param("proto", V1_MESSAGE)
+    if content_type.partition(";")[0].strip().lower() != "application/x-protobuf":
+        raise RejectedError(Reason.UNSUPPORTED_TYPE, f"unsupported media type {content_type[:200]!r}")
+    if proto not in (V1_MESSAGE, V2_MESSAGE):
+        raise RejectedError(Reason.UNSUPPORTED_TYPE, f"unknown protobuf message {str(proto)[:200]!r}")
+    return str(proto)
+
+
+class RemoteWriteEndpoint:
+    """``POST /api/v1/write``: the Content-Type alone picks the version.
+
+    Parameters
+    ----------
+    v1, v2 : read the bodies of each version
+    """
+
+    def __init__(self, v1: Receiver, v2: Receiver) -> None:
+        self._receivers = {V1_MESSAGE: v1, V2_MESSAGE: v2}
+
+    def plan(self, request: PushRequest) -> Receiver:
+        """Pick the version; refuse other types and encodings."""
+        receiver = self._receivers[message_of(request.content_type)]
+        if request.encoding not in ("", "snappy"):
+            raise RejectedError(
+                Reason.UNSUPPORTED_TYPE, f"unsupported content encoding {request.encoding[:100]!r}, send snappy"
+            )
+        return receiver
+
+    def done(self, request: PushRequest, reception: Reception, accepted: int, refused: str) -> Answer:
+        """204, or 400 with what was refused."""
+        written = self._written(request, accepted, reception.exemplars_written)
+        return Answer(400 if refused else 204, _text(refused), headers=written)
+
+    def rejected(self, request: PushRequest, error: RejectedError) -> Answer:
+        """415 for a wrong type or encoding, else 400."""
+        status = 415 if error.reason is Reason.UNSUPPORTED_TYPE else 400
+        return Answer(status, _text(f"{error}\n"), headers=self._written(request, 0, 0))
+
+    @staticmethod
+    def _written(request: PushRequest, samples: int, exemplars: int) -> tuple[tuple[bytes, bytes], ...]:
+        """What a 2.0 sender needs to know: without these headers it takes everything for lost, even on 204."""
+        try:
+            if message_of(request.content_type) != V2_MESSAGE:
+                return ()
+        except RejectedError:
+            return ()
+        counts = ((b"samples", samples), (b"histograms", 0), (b"exemplars", exemplars))
+        return tuple((b"x-prometheus-remote-write-%s-written" % what, b"%d" % count) for what, count in counts)

@@ -7,111 +7,28 @@ resolved all at once afterwards; what is wrong with a series refuses that series
 from __future__ import annotations
 
 import logging
+import struct
 import threading
-from collections import Counter
-from collections.abc import Iterable
-from concurrent.futures import Future
 
-import cramjam
 import numpy as np
 from numpy.typing import NDArray
 
+from ingest.exemplars import Exemplar, keep_exemplars
 from ingest.kernels import remote_write as kernels
+from ingest.kernels.exemplars import FOUND_COLUMNS, find_exemplars
 from ingest.limits import WriteLimits
+from ingest.reception import EXAMPLE_CHARS, Reception, Refusals, SampleWriter, labels_text
+from ingest.snappy import PAD_BYTES, decompress
 from ingest.store import Metadata, Tenant
-from ingest.wire import fields, read_varint
-from tsdb.batch import STATUS_REASON, AppendResult, SampleBatch
-from tsdb.clock import Clock
+from ingest.wire import fields
+from tsdb.batch import SampleBatch
 from tsdb.errors import LimitError, Reason, RejectedError
 from tsdb.index.registry import REJECT_CODES, SeriesRegistry
-from tsdb.limits import TimeLimits
-from tsdb.tally import Tally
 
 log = logging.getLogger(__name__)
 
-PAD_BYTES = 64  # kernels load eight bytes at a time and may look past a body's end
 _KEPT_BYTES_MAX = 8 << 20  # a thread keeps its buffers below this; a larger body gets its own
-_FRAMED = b"\xff\x06\x00\x00sNaPpY"
-_METADATA_TYPES = ("unknown", "counter", "gauge", "histogram", "gaugehistogram", "summary", "info", "stateset")
-
-REASON_TEXTS = {
-    Reason.DUPLICATE: "duplicate sample for timestamp",
-    Reason.OUT_OF_ORDER: "out of order sample",
-    Reason.TOO_OLD: "too old sample",
-    Reason.FAR_FUTURE: "out of bounds: timestamp is too far in the future",
-    Reason.NATIVE_HISTOGRAM: "native histograms are not supported",
-    Reason.NO_METRIC_NAME: "series without a metric name",
-    Reason.NO_LABELS: "series without labels",
-    Reason.DUPLICATE_LABEL: "duplicate label name",
-    Reason.INVALID_UTF8: "label name or value is not valid UTF-8",
-    Reason.SERIES_LIMIT: "too many active series of this tenant",
-}
-_EXAMPLES_A_REASON = 3
-_EXAMPLES_A_REQUEST = 10
-_EXAMPLE_CHARS = 240
-
-
-class Refusals:
-    """What of one request was refused: counts by reason and the first few names."""
-
-    __slots__ = ("_examples", "counts")
-
-    def __init__(self) -> None:
-        self.counts: Counter[Reason] = Counter()
-        self._examples: dict[Reason, list[str]] = {}
-
-    def add(self, reason: Reason, count: int, examples: Iterable[str] = ()) -> None:
-        """Count ``count`` refused samples; ``examples`` is only read as far as names are still wanted."""
-        self.counts[reason] += count
-        shown = self._examples.setdefault(reason, [])
-        room = min(_EXAMPLES_A_REASON - len(shown), _EXAMPLES_A_REQUEST - sum(map(len, self._examples.values())))
-        for _, text in zip(range(room), examples, strict=False):
-            shown.append(text if len(text) <= _EXAMPLE_CHARS else text[:_EXAMPLE_CHARS] + "...")
-
-    def text(self, sent: int) -> str:
-        """The body of the 400: one line a reason, below 4 KiB whatever was sent."""
-        lines = [f"{sum(self.counts.values())} of {sent} samples refused, the rest was stored"]
-        for reason, count in self.counts.most_common():
-            names = "; ".join(self._examples.get(reason, ()))
-            what = REASON_TEXTS.get(reason, reason.replace("_", " "))
-            lines.append(f"{what}: {count}" + (f", first: {names}" if names else ""))
-        return "\n".join(lines) + "\n"
-
-
-class Reception:
-    """One request, parsed and handed to the store.
-
-    Attributes
-    ----------
-    future : outcome of the samples; None when there were none to store
-    sent : samples in the request, native histograms included
-    refusals : what was refused before the store saw it
-    """
-
-    __slots__ = ("_batch", "_late_reason", "_registry", "future", "refusals", "sent")
-
-    def __init__(
-        self, registry: SeriesRegistry, batch: SampleBatch, sent: int, refusals: Refusals, late_reason: Reason
-    ) -> None:
-        self._registry = registry
-        self._late_reason = late_reason
-        self._batch = batch
-        self.future: Future[AppendResult] | None = None
-        self.sent = sent
-        self.refusals = refusals
-
-    def refused(self, result: AppendResult | None) -> str:
-        """Text of what was refused, by us or by the store; "" when everything is stored."""
-        if result is not None and result.rejected:
-            for reason, count in result.rejected.items():
-                shown = self._late_reason if reason is Reason.TOO_OLD else reason
-                self.refusals.add(shown, count, self._examples(reason, result.status))
-        return self.refusals.text(self.sent) if self.refusals.counts else ""
-
-    def _examples(self, reason: Reason, status: NDArray[np.uint8]) -> Iterable[str]:
-        codes = [code for code, known in STATUS_REASON.items() if known == reason]
-        for i in np.flatnonzero(np.isin(status, codes))[:_EXAMPLES_A_REASON]:
-            yield sample_text(self._registry, self._batch, int(i))
+METADATA_TYPES = ("unknown", "counter", "gauge", "histogram", "gaugehistogram", "summary", "info", "stateset")
 
 
 class _Scratch(threading.local):
@@ -143,21 +60,13 @@ class RemoteWriteReceiver:
 
     Parameters
     ----------
-    clock : for the check of far-future samples, made at receive only
-    tally : counts of what was refused
-    limits, times : see their classes
+    writer : hands samples to the store
+    limits : what one request may be
     """
 
-    def __init__(
-        self, clock: Clock, tally: Tally, limits: WriteLimits | None = None, times: TimeLimits | None = None
-    ) -> None:
-        self._clock = clock
-        self._tally = tally
+    def __init__(self, writer: SampleWriter, limits: WriteLimits | None = None) -> None:
+        self._writer = writer
         self._limits = limits or WriteLimits()
-        times = times or TimeLimits()
-        self._future_max_ms = times.future_max_ms
-        # Without a window, whatever is late is out of order; with one, it is too old.
-        self._late_reason = Reason.TOO_OLD if times.out_of_order_window_ms else Reason.OUT_OF_ORDER
         self._scratch = _Scratch()
         self._warned_native = False
 
@@ -171,36 +80,15 @@ class RemoteWriteReceiver:
         """
         scratch = self._scratch
         try:
-            size = self._decompress(body, scratch)
+            scratch.raw, size = decompress(body, scratch.raw, self._limits.decoded_bytes_max)
             n_samples = self._parse(tenant.registry, size, scratch)
             facts: list[int] = scratch.facts.tolist()
             if not facts[kernels.FACT_OWN_FIELDS] and facts[kernels.FACT_V2_FIELDS]:
                 raise RejectedError(Reason.MALFORMED, "the body is a remote-write 2.0 request under the 1.0 type")
             entries = self._metadata(scratch, facts[kernels.FACT_METADATA])
-            return self._hand_over(tenant, n_samples, facts, entries, scratch)
+            return self._hand_over(tenant, size, n_samples, facts, entries, scratch)
         finally:
             scratch.trim()
-
-    def _decompress(self, body: bytes, scratch: _Scratch) -> int:
-        if body.startswith(_FRAMED):
-            raise RejectedError(Reason.MALFORMED, "snappy framed format; the block format is needed")
-        try:
-            size, _ = read_varint(body, 0)
-        except ValueError:
-            raise RejectedError(Reason.MALFORMED, "snappy: no uncompressed length") from None
-        limit = self._limits.decoded_bytes_max
-        if size > limit:  # before anything is allocated: the length is the sender's claim
-            raise LimitError(
-                Reason.BODY_TOO_LARGE,
-                f"uncompressed body of {size:,} bytes, the limit is {limit:,} (limits.ingest.decoded_bytes_max)",
-            )
-        if size + PAD_BYTES > len(scratch.raw):
-            scratch.raw = np.zeros(min(2 * size, limit) + PAD_BYTES, np.uint8)
-        try:
-            cramjam.snappy.decompress_raw_into(body, scratch.raw.data)
-        except cramjam.DecompressionError as error:
-            raise RejectedError(Reason.MALFORMED, str(error)) from None
-        return size
 
     def _parse(self, registry: SeriesRegistry, size: int, scratch: _Scratch) -> int:
         table = registry.keys.arrays()
@@ -238,12 +126,18 @@ class RemoteWriteReceiver:
                 value.decode("utf-8", "replace") if isinstance(value := found.get(number, b""), bytes) else ""
                 for number in (2, 4, 5)
             ]
-            number = kind if isinstance(kind, int) and kind < len(_METADATA_TYPES) else 0
-            entries.append(Metadata(texts[0], _METADATA_TYPES[number], texts[1], texts[2]))
+            number = kind if isinstance(kind, int) and kind < len(METADATA_TYPES) else 0
+            entries.append(Metadata(texts[0], METADATA_TYPES[number], texts[1], texts[2]))
         return entries
 
     def _hand_over(
-        self, tenant: Tenant, n_samples: int, facts: list[int], entries: list[Metadata], scratch: _Scratch
+        self,
+        tenant: Tenant,
+        size: int,
+        n_samples: int,
+        facts: list[int],
+        entries: list[Metadata],
+        scratch: _Scratch,
     ) -> Reception:
         refusals = Refusals()
         refs = scratch.refs[:n_samples].copy()
@@ -252,32 +146,21 @@ class RemoteWriteReceiver:
         keep: NDArray[np.bool_] | None = None
         if facts[kernels.FACT_MISSES]:
             keep = self._resolve(tenant.registry, facts[kernels.FACT_MISSES], refs, refusals, scratch)
-        latest = self._clock.now_ms() + self._future_max_ms
-        if facts[kernels.FACT_NEWEST_MS] > latest:
-            near = ts_ms <= latest
-            far = ~near if keep is None else keep & ~near
-            keep = near if keep is None else keep & near
-            batch = SampleBatch(refs, ts_ms, bits)
-            texts = (sample_text(tenant.registry, batch, int(i)) for i in np.flatnonzero(far))
-            if far.any():
-                refusals.add(Reason.FAR_FUTURE, int(far.sum()), texts)
-        if keep is not None and not keep.all():
-            refs, ts_ms, bits = refs[keep], ts_ms[keep], bits[keep]
-        if facts[kernels.FACT_UNSORTED]:
-            refs, ts_ms, bits = sort_within_series(refs, ts_ms, bits)
         if facts[kernels.FACT_HISTOGRAMS]:
             self._refuse_histograms(facts, refusals, scratch)
+        reception = self._writer.write(
+            tenant,
+            SampleBatch(refs, ts_ms, bits),
+            keep,
+            refusals,
+            sent=n_samples + facts[kernels.FACT_HISTOGRAMS],
+            newest_ms=facts[kernels.FACT_NEWEST_MS],
+            unsorted=bool(facts[kernels.FACT_UNSORTED]),
+            metadata=entries,
+        )
         if facts[kernels.FACT_EXEMPLARS]:
-            self._tally.add(Reason.EXEMPLAR, facts[kernels.FACT_EXEMPLARS])
-        batch = SampleBatch(refs, ts_ms, bits)
-        sent = n_samples + facts[kernels.FACT_HISTOGRAMS]
-        reception = Reception(tenant.registry, batch, sent, refusals, self._late_reason)
-        if entries:
-            tenant.put_metadata(entries)
-        if len(refs):
-            reception.future = tenant.append(batch)
-        if refusals.counts:
-            self._tally.add_all(refusals.counts)
+            rows = _exemplars(tenant.registry, scratch.raw, size, facts[kernels.FACT_EXEMPLARS])
+            keep_exemplars(tenant.exemplars, rows, self._writer.tally)
         return reception
 
     @staticmethod
@@ -339,31 +222,41 @@ def _spans_text(raw: NDArray[np.uint8], offsets: NDArray[np.int64], spans: Spans
     pairs = []
     for i in range(begin, end):
         name, value = (
-            raw[first[i] : last[i]][:_EXAMPLE_CHARS].tobytes().decode("utf-8", "replace")
+            raw[first[i] : last[i]][:EXAMPLE_CHARS].tobytes().decode("utf-8", "replace")
             for first, last in ((spans[0], spans[1]), (spans[2], spans[3]))
         )
         pairs.append((name, value))
     return labels_text(pairs)
 
 
-def labels_text(pairs: Iterable[tuple[str, str]]) -> str:
-    """A series as people write it: ``{__name__="up",job="x"}``."""
-    return "{" + ",".join(f'{name}="{value}"' for name, value in pairs) + "}"
+def _exemplars(registry: SeriesRegistry, raw: NDArray[np.uint8], size: int, count: int) -> list[Exemplar]:
+    """The exemplars of a body, those without a value or with unreadable labels left out."""
+    found: NDArray[np.int64] = np.empty((count, FOUND_COLUMNS), np.int64)
+    table = registry.keys.arrays()
+    find_exemplars(raw, size, table.key_bytes, table.key_offsets, table.key_lengths, table.key_refs, table.slots, found)
+    rows = []
+    for ref, begin, end, series_begin, series_end in found.tolist():
+        message = raw[begin:end].tobytes()
+        if ref == kernels.PENDING:  # a series without samples so far, or with labels in odd places
+            pairs = [_label(inner) for inner in _submessages(raw[series_begin:series_end].tobytes(), 1)]
+            try:
+                labels = {name.decode(): value.decode() for name, value in pairs}
+                ref = registry.resolve(labels)
+            except (RejectedError, UnicodeDecodeError):
+                continue  # its samples, if there are any, have been refused and counted
+        known = dict(fields(message))
+        bits, stamp = known.get(2, bytes(8)), known.get(3, 0)
+        if isinstance(bits, bytes) and len(bits) == 8 and isinstance(stamp, int):
+            ts_ms = stamp - (1 << 64) if stamp >> 63 else stamp
+            labels_of = [_label(inner) for inner in _submessages(message, 1)]
+            rows.append(Exemplar(ref, ts_ms, struct.unpack("<Q", bits)[0], labels_of))
+    return rows
 
 
-def sample_text(registry: SeriesRegistry, batch: SampleBatch, index: int) -> str:
-    """Series and time of one sample of a batch."""
-    data, offsets = registry.canonical(batch.refs[index : index + 1])
-    texts = data[: int(offsets[1])].tobytes().split(b"\xff")[:-1]
-    names = [text.decode("utf-8", "replace") for text in texts]
-    return f"{labels_text(zip(names[::2], names[1::2], strict=True))} at {batch.ts_ms[index]} ms"
+def _submessages(message: bytes, number: int) -> list[bytes]:
+    return [value for field, value in fields(message) if field == number and isinstance(value, bytes)]
 
 
-def sort_within_series(
-    refs: NDArray[np.uint32], ts_ms: NDArray[np.int64], bits: NDArray[np.uint64]
-) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.uint64]]:
-    """Neighbouring samples of one series in ascending time; equal times keep their order."""
-    run = np.zeros(len(refs), np.int64)
-    np.cumsum(refs[1:] != refs[:-1], out=run[1:])
-    order = np.lexsort((ts_ms, run))
-    return refs[order], ts_ms[order], bits[order]
+def _label(message: bytes) -> tuple[bytes, bytes]:
+    texts = {number: value for number, value in fields(message) if isinstance(value, bytes)}
+    return texts.get(1, b""), texts.get(2, b"")

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
 from tsdb.batch import AppendResult, SampleBatch
+from tsdb.exemplars import ExemplarRing
 from tsdb.index.registry import SeriesRegistry
 
 DEFAULT_TENANT = "default"
@@ -27,6 +28,11 @@ class Tenant(Protocol):
     @property
     def registry(self) -> SeriesRegistry:
         """Series by label set and by raw key."""
+        ...
+
+    @property
+    def exemplars(self) -> ExemplarRing:
+        """The exemplars that are kept in memory."""
         ...
 
     def append(self, batch: SampleBatch) -> Future[AppendResult]:

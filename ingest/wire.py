@@ -45,3 +45,21 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             pos += size
     except ValueError as error:
         raise RejectedError(Reason.MALFORMED, f"malformed protobuf: {error}") from None
+
+
+def packed_varints(content: bytes) -> list[int]:
+    """Values of a packed repeated varint field.
+
+    Raises
+    ------
+    RejectedError    MALFORMED
+    """
+    values = []
+    pos = 0
+    try:
+        while pos < len(content):
+            value, pos = read_varint(content, pos)
+            values.append(value)
+    except ValueError as error:
+        raise RejectedError(Reason.MALFORMED, f"malformed protobuf: {error}") from None
+    return values

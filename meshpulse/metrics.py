@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from ingest.api import WriteApi
+from ingest.api import PushStats
 from meshpulse import version
 from query.api import QUERY_BUCKETS_S, ApiStats
 from tsdb.errors import Reason
@@ -63,11 +63,11 @@ class _Ours(Collector):
             return
         yield from self._store()
         yield from self._log()
-        yield from self._writes(runtime.parts.write_api)
+        yield from self._pushes(runtime.parts.push_api.stats)
         yield from self._queries(runtime.parts.query_api.stats)
         if runtime.parts.scraper:
             yield from self._scrapes(runtime.parts.scraper)
-        yield self._responses(runtime.parts.write_api, runtime.parts.query_api.stats)
+        yield self._responses(runtime.parts.push_api.stats, runtime.parts.query_api.stats)
 
     def _store(self) -> Iterator[Metric]:
         stats = self._runtime.store_stats()
@@ -101,9 +101,9 @@ class _Ours(Collector):
         yield _gauge("wal_queued_bytes", "Bytes that wait for the disk", stats.queued_bytes)
         yield _gauge("wal_failed", "1 while the log refuses writes after a failure", float(stats.failed))
 
-    def _writes(self, api: WriteApi) -> Iterator[Metric]:
-        yield _counter("received_bytes", "Bytes of pushed bodies as they arrived", api.body_bytes)
-        yield _counter("received_samples", "Samples of pushed bodies that were accepted", api.samples_accepted)
+    def _pushes(self, stats: PushStats) -> Iterator[Metric]:
+        yield _counter("received_bytes", "Bytes of pushed bodies as they arrived", stats.body_bytes)
+        yield _counter("received_samples", "Samples of pushed bodies that were accepted", stats.samples_accepted)
 
     def _queries(self, stats: ApiStats) -> Iterator[Metric]:
         yield _histogram(
@@ -121,13 +121,11 @@ class _Ours(Collector):
         yield _counter("scrape_failures", "Scrapes that failed", scraper.failures)
         yield _counter("scraped_samples", "Scraped samples that were accepted", scraper.samples)
 
-    def _responses(self, writes: WriteApi, reads: ApiStats) -> Metric:
+    def _responses(self, pushes: PushStats, reads: ApiStats) -> Metric:
         family = CounterMetricFamily(
             "meshpulse_http_responses", "Answers of the hot routes; 499 = the client had gone", labels=["path", "code"]
         )
-        for status, count in sorted(writes.responses.items()):
-            family.add_metric(["/api/v1/write", str(status)], count)
-        for (path, status), count in sorted(reads.responses.items()):
+        for (path, status), count in sorted((pushes.responses + reads.responses).items()):
             family.add_metric([path, str(status)], count)
         return family
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from ingest.api import WriteApi
+from ingest.api import PushApi, RemoteWriteEndpoint
 from ingest.limits import WriteLimits
+from ingest.reception import SampleWriter
 from ingest.remote_write import RemoteWriteReceiver
+from ingest.remote_write_v2 import RemoteWriteV2Receiver
 from meshpulse.asgi import App
 from meshpulse.bar import kernel_bar
 from meshpulse.config import Config, milliseconds
@@ -122,7 +124,7 @@ class Parts:
 
     db: TSDB
     engine: Engine
-    write_api: WriteApi
+    push_api: PushApi
     query_api: QueryApi
     scraper: Scraper | None
     executors: tuple[ThreadPoolExecutor, ...]
@@ -170,17 +172,23 @@ class Runtime:
         parse_threads = ThreadPoolExecutor(cores, "ingest")
         query_threads = ThreadPoolExecutor(self.config.query.max_concurrency, "query")
         scrape_threads = ThreadPoolExecutor(cores, "scrape")
-        receiver = RemoteWriteReceiver(self._clock, self.tally, write_limits(self.config), time_limits(self.config))
         engine = Engine(query_limits(self.config))
         scraper = self._scraper(db, scrape_threads)
         self.parts = Parts(
             db=db,
             engine=engine,
-            write_api=WriteApi(db, receiver, parse_threads, self.tally, write_limits(self.config)),
+            push_api=self._push_api(db, parse_threads),
             query_api=QueryApi(engine, db.find, query_threads, self._providers(db, scraper), self._clock),
             scraper=scraper,
             executors=(parse_threads, query_threads, scrape_threads),
         )
+
+    def _push_api(self, db: TSDB, executor: Executor) -> PushApi:
+        limits = write_limits(self.config)
+        writer = SampleWriter(self._clock, self.tally, time_limits(self.config))
+        v1, v2 = RemoteWriteReceiver(writer, limits), RemoteWriteV2Receiver(writer, limits)
+        endpoints = {"/api/v1/write": RemoteWriteEndpoint(v1.receive, v2.receive)}
+        return PushApi(db, endpoints, executor, self.tally, limits)
 
     def _providers(self, db: TSDB, scraper: Scraper | None) -> Providers:
         status = Status(self.config, db)
@@ -209,7 +217,8 @@ class Runtime:
         assert self.parts is not None
         query_api = self.parts.query_api
         outside = {path: query_api for path in query_api.paths if not path.startswith(PREFIX)}
-        return {"/api/v1/write": self.parts.write_api, **outside}, {PREFIX: query_api}
+        pushes = dict.fromkeys(self.parts.push_api.paths, self.parts.push_api)
+        return {**pushes, **outside}, {PREFIX: query_api}
 
     def start_scraping(self) -> None:
         """Begin the scrape loops; called on the event loop."""

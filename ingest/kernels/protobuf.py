@@ -6,7 +6,10 @@ inside the range never leaves the array.
 
 from __future__ import annotations
 
+import numpy as np
+
 from tsdb.kernels._jit import device, i64, u64
+from tsdb.kernels.keys import load64
 
 WIRE_VARINT = 0
 WIRE_FIXED64 = 1
@@ -16,10 +19,15 @@ WIRE_GROUP_END = 4
 WIRE_FIXED32 = 5
 FIELD_MAX = (1 << 29) - 1
 
+_ONES = np.uint64(0xFFFFFFFFFFFFFFFF)
+_HIGHS = np.uint64(0x8080808080808080)
+
 
 @device
 def read_varint(buf, pos, end):
     """(value as uint64, position after it); position -1 when it is cut off or longer than ten bytes."""
+    if pos < end and buf[pos] < 0x80:  # a tag, a short length: most varints
+        return u64(buf[pos]), i64(pos + 1)
     value = u64(0)
     shift = u64(0)
     stop = min(end, pos + 10)
@@ -31,6 +39,26 @@ def read_varint(buf, pos, end):
             return value, i64(pos)
         shift += u64(7)
     return value, i64(-1)
+
+
+@device
+def read_exact_varint(buf, pos, end):
+    """(value, whether it fills ``[pos, end)`` exactly); for at most eight bytes, nothing depends on its length.
+
+    Longer ones are "not exact": they take :func:`read_varint`.
+    """
+    n = end - pos
+    if n < 1 or n > 8:
+        return u64(0), False
+    mask = _ONES >> u64(64 - 8 * n)
+    word = load64(buf, pos) & mask
+    # All bytes but the last say that another one follows.
+    exact = word & _HIGHS == (_HIGHS & mask) >> u64(8)
+    word &= ~_HIGHS
+    word = (word & np.uint64(0x007F007F007F007F)) | ((word & np.uint64(0x7F007F007F007F00)) >> u64(1))
+    word = (word & np.uint64(0x00003FFF00003FFF)) | ((word & np.uint64(0x3FFF00003FFF0000)) >> u64(2))
+    word = (word & np.uint64(0x000000000FFFFFFF)) | ((word & np.uint64(0x0FFFFFFF00000000)) >> u64(4))
+    return word, exact
 
 
 @device

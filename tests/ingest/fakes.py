@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from ingest.api import WriteApi
+from ingest.api import PushApi, RemoteWriteEndpoint
 from ingest.limits import WriteLimits
+from ingest.reception import SampleWriter
 from ingest.remote_write import RemoteWriteReceiver
+from ingest.remote_write_v2 import RemoteWriteV2Receiver
 from ingest.store import Metadata
 from tsdb.batch import AppendResult, SampleBatch, SampleStatus
 from tsdb.clock import ManualClock
 from tsdb.errors import Reason, RejectedError, UnavailableError
+from tsdb.exemplars import ExemplarRing
 from tsdb.index.registry import SeriesRegistry
 from tsdb.limits import SeriesLimits, TimeLimits
 from tsdb.tally import Tally
@@ -29,6 +32,7 @@ class FakeTenant:
 
     def __init__(self, limits: SeriesLimits | None = None) -> None:
         self.registry = SeriesRegistry(limits or SeriesLimits())
+        self.exemplars = ExemplarRing(1 << 20)
         self.stored: dict[int, dict[int, int]] = {}  # ref -> time -> bits
         self.metadata: list[Metadata] = []
         self.newest = 0
@@ -94,23 +98,30 @@ class FakeTenants:
 
 
 class Server:
-    """The write endpoint over a fake store."""
+    """The push endpoints over a fake store."""
 
     def __init__(self, limits: WriteLimits | None = None, times: TimeLimits | None = None) -> None:
         self.tenants = FakeTenants()
         self.tenant = self.tenants.default
         self.tally = Tally()
         self.clock = ManualClock(NOW)
-        self.receiver = RemoteWriteReceiver(self.clock, self.tally, limits, times)
+        writer = SampleWriter(self.clock, self.tally, times)
+        v1, v2 = RemoteWriteReceiver(writer, limits), RemoteWriteV2Receiver(writer, limits)
         self.executor = ThreadPoolExecutor(2)
-        self.api = WriteApi(self.tenants, self.receiver, self.executor, self.tally, limits)
+        endpoints = {"/api/v1/write": RemoteWriteEndpoint(v1.receive, v2.receive)}
+        self.api = PushApi(self.tenants, endpoints, self.executor, self.tally, limits)
 
     def post(self, body: bytes | Sequence[bytes], **headers: str) -> tuple[int, dict[str, str], str]:
         """(status, headers, text); header names with ``_`` for ``-``; several bodies are the parts of one."""
         return asyncio.run(self.apost(body, **headers))
 
     async def apost(
-        self, body: bytes | Sequence[bytes], method: str = "POST", **headers: str
+        self,
+        body: bytes | Sequence[bytes],
+        method: str = "POST",
+        path: str = "/api/v1/write",
+        query: str = "",
+        **headers: str,
     ) -> tuple[int, dict[str, str], str]:
         parts = [body] if isinstance(body, bytes) else list(body)
         messages: list[dict[str, Any]] = [
@@ -125,7 +136,8 @@ class Server:
             sent.append(message)
 
         fields = [(name.replace("_", "-").lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await self.api({"type": "http", "method": method, "path": "/api/v1/write", "headers": fields}, receive, send)
+        scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": fields}
+        await self.api(scope, receive, send)
         if not sent:
             return 0, {}, ""
         names = {name.decode(): value.decode() for name, value in sent[0]["headers"]}

@@ -1,0 +1,339 @@
+"""Remote-write 2.0 without HTTP: a compressed body in, samples by series number out, true counts.
+
+The walk is one kernel (:mod:`ingest.kernels.remote_write_v2`); Python sees series that are new, metadata that
+changed and exemplars.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ingest.exemplars import Exemplar, keep_exemplars
+from ingest.kernels import remote_write_v2 as kernels
+from ingest.limits import WriteLimits
+from ingest.reception import EXAMPLE_CHARS, Reception, Refusals, SampleWriter, labels_text, series_text
+from ingest.remote_write import METADATA_TYPES
+from ingest.snappy import PAD_BYTES, decompress
+from ingest.store import Metadata, Tenant
+from ingest.wire import fields, packed_varints
+from tsdb.arena import Arena
+from tsdb.batch import SampleBatch
+from tsdb.errors import LimitError, Reason, RejectedError
+from tsdb.index.keys import KeyTable
+from tsdb.index.registry import REJECT_CODES, SPELLINGS_PER_SERIES, SeriesRegistry
+from tsdb.index.symbols import SYMBOLS_MAX
+
+log = logging.getLogger(__name__)
+
+_KEYS_MAX = SPELLINGS_PER_SERIES << 21
+_KEY_BYTES_MAX = 4 << 30  # address space
+_KEPT_BYTES_MAX = 8 << 20  # a thread keeps its buffers below this; a larger body gets its own
+_SUFFIXES = {"histogram": ("_bucket", "_count", "_sum"), "summary": ("_count", "_sum")}
+
+
+class Spellings:
+    """How the senders of one tenant spell its series, by the tenant's own symbols.
+
+    Attributes
+    ----------
+    keys : runs of symbols -> series
+    next_symbols : (symbols,) uint32      symbol that followed last time
+    metadata : (keys,) uint32             hash of what was last said about a series
+    """
+
+    __slots__ = ("keys", "metadata", "next_symbols")
+
+    def __init__(self) -> None:
+        self.keys = KeyTable(_KEYS_MAX, _KEY_BYTES_MAX)
+        self.next_symbols: NDArray[np.uint32] = Arena(np.uint32, SYMBOLS_MAX).array
+        self.metadata: NDArray[np.uint32] = Arena(np.uint32, _KEYS_MAX + 1).array
+
+
+class _Scratch(threading.local):
+    """Buffers of one thread: fresh pages would cost more than the work done in them."""
+
+    def __init__(self) -> None:
+        self.raw: NDArray[np.uint8] = np.zeros((1 << 20) + PAD_BYTES, np.uint8)
+        self.facts: NDArray[np.int64] = np.zeros(kernels.FACTS, np.int64)
+        self.said_before: NDArray[np.uint64] = np.zeros((1 << kernels.SAID_BITS, 2), np.uint64)
+        self.run: NDArray[np.uint8] = np.zeros(8 * kernels.RUN_PAIRS + PAD_BYTES, np.uint8)
+        self.set_room(4096)
+
+    def set_room(self, samples: int) -> None:
+        """Outputs for so many samples, symbols, missed series, exemplars and metadata entries."""
+        self.symbols: NDArray[np.int64] = np.empty((samples, 2), np.int64)
+        self.symbol_ids: NDArray[np.uint32] = np.empty(samples, np.uint32)
+        self.refs: NDArray[np.uint32] = np.empty(samples, np.uint32)
+        self.ts_ms: NDArray[np.int64] = np.empty(samples, np.int64)
+        self.bits: NDArray[np.uint64] = np.empty(samples, np.uint64)
+        self.misses: NDArray[np.int64] = np.empty((samples, kernels.MISS_COLUMNS), np.int64)
+        self.exemplars: NDArray[np.int64] = np.empty((samples, kernels.EXEMPLAR_COLUMNS), np.int64)
+        self.metadata: NDArray[np.int64] = np.empty((samples, kernels.METADATA_COLUMNS), np.int64)
+
+    def trim(self) -> None:
+        """Let go of what an unusually large request needed."""
+        if self.raw.nbytes > _KEPT_BYTES_MAX:
+            self.raw = np.zeros((1 << 20) + PAD_BYTES, np.uint8)
+        if self.misses.nbytes > _KEPT_BYTES_MAX:
+            self.set_room(4096)
+
+
+class RemoteWriteV2Receiver:
+    """Reads remote-write 2.0 requests of any tenant; used by many threads at once.
+
+    Parameters
+    ----------
+    writer : hands samples to the store
+    limits : what one request may be
+    """
+
+    def __init__(self, writer: SampleWriter, limits: WriteLimits | None = None) -> None:
+        self._writer = writer
+        self._limits = limits or WriteLimits()
+        self._scratch = _Scratch()
+        self._spellings: weakref.WeakKeyDictionary[SeriesRegistry, Spellings] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self._warned_native = False
+
+    def receive(self, tenant: Tenant, body: bytes) -> Reception:
+        """Parse a snappy-compressed body and hand its samples to the store.
+
+        Raises
+        ------
+        RejectedError       the whole body is refused: MALFORMED or BODY_TOO_LARGE; nothing of it was kept
+        UnavailableError    the store cannot take it now; nothing of it was kept
+        """
+        scratch = self._scratch
+        try:
+            scratch.raw, size = decompress(body, scratch.raw, self._limits.decoded_bytes_max)
+            return self._take(tenant, size, scratch)
+        finally:
+            scratch.trim()
+
+    def _take(self, tenant: Tenant, size: int, scratch: _Scratch) -> Reception:
+        registry = tenant.registry
+        spellings = self._spellings_of(registry)
+        n_samples = self._parse(registry, spellings, size, scratch)
+        facts: list[int] = scratch.facts.tolist()
+        if not facts[kernels.FACT_OWN_FIELDS] and facts[kernels.FACT_V1_FIELDS]:
+            raise RejectedError(Reason.MALFORMED, "the body is a remote-write 1.0 request under the 2.0 type")
+        texts = _Texts(scratch, facts[kernels.FACT_SYMBOLS])
+        refusals = Refusals()
+        refs = scratch.refs[:n_samples].copy()
+        keep: NDArray[np.bool_] | None = None
+        exemplars = scratch.exemplars[: facts[kernels.FACT_EXEMPLARS]]
+        if facts[kernels.FACT_MISSES]:
+            misses = scratch.misses[: facts[kernels.FACT_MISSES]]
+            keep = self._resolve(registry, spellings, misses, refs, exemplars, refusals, texts)
+        if facts[kernels.FACT_HISTOGRAMS]:
+            self._warn_native()
+            shown = _ranges(facts, kernels.FACT_NATIVE_RANGES, facts[kernels.FACT_NATIVE_SERIES])
+            refusals.add(Reason.NATIVE_HISTOGRAM, facts[kernels.FACT_HISTOGRAMS], map(texts.series, shown))
+        if facts[kernels.FACT_EMPTY_SERIES]:
+            shown = _ranges(facts, kernels.FACT_EMPTY_RANGES, facts[kernels.FACT_EMPTY_SERIES])
+            refusals.add(Reason.NO_SAMPLES, facts[kernels.FACT_EMPTY_SERIES], map(texts.series, shown))
+        said = scratch.metadata[: facts[kernels.FACT_METADATA]]
+        reception = self._writer.write(
+            tenant,
+            SampleBatch(refs, scratch.ts_ms[:n_samples].copy(), scratch.bits[:n_samples].copy()),
+            keep,
+            refusals,
+            sent=n_samples + facts[kernels.FACT_HISTOGRAMS] + facts[kernels.FACT_EMPTY_SERIES],
+            newest_ms=facts[kernels.FACT_NEWEST_MS],
+            unsorted=bool(facts[kernels.FACT_UNSORTED]),
+            metadata=_metadata(said, texts),
+        )
+        known = said[said[:, kernels.METADATA_KEY] > 0]
+        spellings.metadata[known[:, kernels.METADATA_KEY]] = known[:, kernels.METADATA_HASH]
+        if len(exemplars):
+            rows = [row for row in map(texts.exemplar, exemplars.tolist()) if row is not None]
+            kept = keep_exemplars(tenant.exemplars, rows, self._writer.tally)
+            reception.exemplars_written = kept.written
+            if kept.out_of_order:
+                shown_refs = (series_text(registry, ref) for ref in kept.out_of_order)
+                refusals.add(Reason.EXEMPLAR_OUT_OF_ORDER, len(kept.out_of_order), shown_refs)
+                reception.sent += len(kept.out_of_order)
+        return reception
+
+    def _spellings_of(self, registry: SeriesRegistry) -> Spellings:
+        found = self._spellings.get(registry)
+        if found is None:
+            with self._lock:
+                found = self._spellings.setdefault(registry, Spellings())
+        return found
+
+    def _parse(self, registry: SeriesRegistry, spellings: Spellings, size: int, scratch: _Scratch) -> int:
+        symbols = registry.symbols.arrays()
+        while True:
+            n_samples = int(
+                kernels.parse_write_v2(
+                    scratch.raw, size,
+                    symbols.sym_bytes, symbols.sym_offsets, symbols.slots, spellings.next_symbols,
+                    *spellings.keys.arrays(), spellings.metadata,
+                    scratch.symbols, scratch.symbol_ids, scratch.said_before, scratch.run,
+                    scratch.refs, scratch.ts_ms, scratch.bits,
+                    scratch.misses, scratch.exemplars, scratch.metadata, scratch.facts,
+                )
+            )  # fmt: skip
+            if n_samples == kernels.MALFORMED:
+                at = int(scratch.facts[kernels.FACT_ERROR_AT])
+                raise RejectedError(Reason.MALFORMED, f"malformed protobuf in the field at byte {at} of {size}")
+            if n_samples != kernels.FULL:
+                return n_samples
+            room = 2 * len(scratch.refs)
+            if room > 2 * self._limits.samples_max:
+                limit = self._limits.samples_max
+                raise LimitError(Reason.BODY_TOO_LARGE, f"more than {limit:,} samples or symbols in one request")
+            scratch.set_room(room)
+
+    @staticmethod
+    def _resolve(
+        registry: SeriesRegistry,
+        spellings: Spellings,
+        misses: NDArray[np.int64],
+        refs: NDArray[np.uint32],
+        exemplars: NDArray[np.int64],
+        refusals: Refusals,
+        texts: _Texts,
+    ) -> NDArray[np.bool_] | None:
+        """Find or create the missed series, fill in their refs; which samples stay, None = all."""
+        sound = misses[:, kernels.MISS_BAD] == 0
+        asked = np.ascontiguousarray(misses[sound])
+        offsets, spans = texts.label_ranges(asked)
+        found: NDArray[np.int64] = np.zeros(len(misses), np.int64)  # of refs that make no labels: MALFORMED
+        found[sound] = registry.resolve_spans(texts.raw, offsets, *spans)
+        good = sound & (found >= 0)
+        if good.any():
+            ends = texts.key_runs(registry, np.ascontiguousarray(misses[good]), int(offsets[-1]))
+            begins = np.concatenate((np.zeros(1, np.int64), ends[:-1]))
+            has_key = ends > begins
+            of_key = found[good][has_key].astype(np.uint32)
+            spellings.keys.add_batch(texts.runs, begins[has_key], ends[has_key], of_key)
+        per_sample = np.repeat(np.where(good, found, -1), misses[:, kernels.MISS_SAMPLES])
+        pending = np.flatnonzero(refs == kernels.PENDING)
+        refs[pending] = np.maximum(per_sample, 0).astype(np.uint32)
+        per_exemplar = np.repeat(np.where(good, found, -1), misses[:, kernels.MISS_EXEMPLARS])
+        exemplars[exemplars[:, kernels.EXEMPLAR_REF] == kernels.PENDING, kernels.EXEMPLAR_REF] = per_exemplar
+        if good.all():
+            return None
+        for code in np.unique(found[~good]).tolist():
+            rows = np.flatnonzero(~good & (found == code))
+            shown = (texts.series(miss[:2]) for miss in misses[rows].tolist())
+            refusals.add(REJECT_CODES[-code], int(misses[rows, kernels.MISS_SAMPLES].sum()), shown)
+        keep = np.ones(len(refs), np.bool_)
+        keep[pending[per_sample < 0]] = False
+        return keep
+
+    def _warn_native(self) -> None:
+        if not self._warned_native:
+            self._warned_native = True
+            log.warning("a sender writes native histograms, which are refused: disable them at the sender")
+
+
+def _ranges(facts: Sequence[int], first: int, count: int) -> Iterable[Sequence[int]]:
+    return [facts[first + 2 * i : first + 2 * i + 2] for i in range(min(count, kernels.SHOWN))]
+
+
+class _Texts:
+    """The texts of one request, for what is not a known series."""
+
+    def __init__(self, scratch: _Scratch, n_symbols: int) -> None:
+        self.raw = scratch.raw
+        self._symbols = scratch.symbols
+        self._symbol_ids = scratch.symbol_ids
+        self._n_symbols = n_symbols
+        self.runs: NDArray[np.uint8] = np.zeros(0, np.uint8)
+
+    def symbol(self, ref: int) -> bytes:
+        """Text of a symbol; empty outside the table."""
+        if ref >= self._n_symbols:
+            return b""
+        begin, end = self._symbols[ref].tolist()
+        return bytes(self.raw[begin:end].tobytes())
+
+    def pairs(self, message: bytes) -> list[tuple[bytes, bytes]] | None:
+        """Labels of a message whose field 1 holds refs; None when the refs make none."""
+        refs: list[int] = []
+        for number, value in fields(message):
+            if number == 1:
+                refs += packed_varints(value) if isinstance(value, bytes) else [value]
+        if len(refs) % 2 or any(ref >= self._n_symbols for ref in refs):
+            return None
+        return [(self.symbol(name), self.symbol(value)) for name, value in zip(refs[::2], refs[1::2], strict=True)]
+
+    def series(self, where: Sequence[int]) -> str:
+        """A series as people write it."""
+        pairs = self.pairs(self.raw[where[0] : where[1]].tobytes())
+        if pairs is None:
+            return "label refs that are odd in number or outside the symbol table"
+        shown = [(_text(name), _text(value)) for name, value in pairs[:16]]
+        return labels_text(shown)
+
+    def exemplar(self, row: Sequence[int]) -> Exemplar | None:
+        """An exemplar; None when its series is refused or it does not hold together."""
+        ref, begin, end = row
+        if ref < 0:
+            return None
+        message = self.raw[begin:end].tobytes()
+        try:
+            known: Mapping[int, int | bytes] = dict(fields(message))
+            pairs = self.pairs(message)
+        except RejectedError:
+            return None
+        bits, stamp = known.get(2, bytes(8)), known.get(3, 0)
+        if pairs is None or not isinstance(bits, bytes) or len(bits) != 8 or not isinstance(stamp, int):
+            return None
+        ts_ms = stamp - (1 << 64) if stamp >> 63 else stamp
+        return Exemplar(ref, ts_ms, struct.unpack("<Q", bits)[0], pairs)
+
+    def label_ranges(self, misses: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+        """Where the labels of missed series lie: offsets (m + 1,); name begin, name end, value begin, value end."""
+        offsets: NDArray[np.int64] = np.empty(len(misses) + 1, np.int64)
+        room = 32 * len(misses)
+        while True:
+            spans: list[NDArray[np.int64]] = [np.empty(room, np.int64) for _ in range(4)]
+            count = int(kernels.label_spans_v2(self.raw, misses, self._symbols, self._n_symbols, offsets, *spans))
+            if count <= room:
+                return offsets, [span[:count] for span in spans]
+            room = count
+
+    def key_runs(self, registry: SeriesRegistry, misses: NDArray[np.int64], n_labels: int) -> NDArray[np.int64]:
+        """Write the keys of resolved series into ``runs``; the end of each, (m,) int64."""
+        self.runs = np.empty(8 * n_labels + PAD_BYTES, np.uint8)
+        ends: NDArray[np.int64] = np.empty(len(misses), np.int64)
+        symbols = registry.symbols.arrays()
+        kernels.key_runs(
+            self.raw, misses, self._symbols, self._n_symbols,
+            symbols.sym_bytes, symbols.sym_offsets, symbols.slots, self._symbol_ids, self.runs, ends,
+        )  # fmt: skip
+        return ends
+
+
+def _text(raw: bytes) -> str:
+    return raw[:EXAMPLE_CHARS].decode("utf-8", "replace")
+
+
+def _metadata(rows: NDArray[np.int64], texts: _Texts) -> list[Metadata]:
+    """Families of the series that say something new; the series of a histogram are one family."""
+    entries: dict[str, Metadata] = {}
+    for _, _, begin, end, series_begin, series_end in rows.tolist():
+        pairs = texts.pairs(texts.raw[series_begin:series_end].tobytes())
+        said = dict(fields(texts.raw[begin:end].tobytes()))
+        number, help_ref, unit_ref = (value if isinstance(value := said.get(n, 0), int) else 0 for n in (1, 3, 4))
+        kind = METADATA_TYPES[number] if number < len(METADATA_TYPES) else "unknown"
+        name = dict(pairs or ()).get(b"__name__", b"").decode("utf-8", "replace")
+        for suffix in _SUFFIXES.get(kind, ()):
+            if name.endswith(suffix):
+                name = name.removesuffix(suffix)
+                break
+        if name and (number or help_ref or unit_ref):
+            helps, unit = (texts.symbol(ref).decode("utf-8", "replace") for ref in (help_ref, unit_ref))
+            entries[name] = Metadata(name, kind, helps, unit)
+    return list(entries.values())

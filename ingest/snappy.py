@@ -1,0 +1,52 @@
+"""Snappy blocks into buffers that are used again: fresh pages would cost more than the decompression."""
+
+from __future__ import annotations
+
+import cramjam
+import numpy as np
+from numpy.typing import NDArray
+
+from ingest.wire import read_varint
+from tsdb.errors import LimitError, Reason, RejectedError
+
+PAD_BYTES = 64
+"""Room behind a body: kernels load eight bytes at a time and may look past its end."""
+
+_FRAMED = b"\xff\x06\x00\x00sNaPpY"
+
+
+def decompress(body: bytes, raw: NDArray[np.uint8], limit: int) -> tuple[NDArray[np.uint8], int]:
+    """Decompress a block into ``raw``, or into a larger buffer when it does not fit.
+
+    Parameters
+    ----------
+    raw : (capacity,) uint8, written
+    limit : most uncompressed bytes
+
+    Returns
+    -------
+    the buffer, and the bytes used of it; at least ``PAD_BYTES`` follow them
+
+    Raises
+    ------
+    RejectedError        MALFORMED
+    LimitError           BODY_TOO_LARGE
+    """
+    if body.startswith(_FRAMED):
+        raise RejectedError(Reason.MALFORMED, "snappy framed format; the block format is needed")
+    try:
+        size, _ = read_varint(body, 0)
+    except ValueError:
+        raise RejectedError(Reason.MALFORMED, "snappy: no uncompressed length") from None
+    if size > limit:  # before anything is allocated: the length is the sender's claim
+        raise LimitError(
+            Reason.BODY_TOO_LARGE,
+            f"uncompressed body of {size:,} bytes, the limit is {limit:,} (limits.ingest.decoded_bytes_max)",
+        )
+    if size + PAD_BYTES > len(raw):
+        raw = np.zeros(min(2 * size, limit) + PAD_BYTES, np.uint8)
+    try:
+        cramjam.snappy.decompress_raw_into(body, raw.data)
+    except cramjam.DecompressionError as error:
+        raise RejectedError(Reason.MALFORMED, str(error)) from None
+    return raw, size
