@@ -74,9 +74,11 @@ def serve(
 def warm_kernels() -> None:
     """Compile all kernels into the cache, so that the next start is quick."""
     from meshpulse.bar import kernel_bar
+    from meshpulse.logs import configure_logs
     from meshpulse.warm import warm
     from tsdb.kernels._jit import cache_root
 
+    configure_logs("info", "text")
     with kernel_bar() as report:
         seconds = warm(report)
     typer.echo(f"kernels ready in {seconds:.1f} s, cached in {cache_root()}")
