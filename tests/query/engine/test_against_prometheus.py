@@ -2,7 +2,8 @@
 
 Prometheus 2.42 and the language of Prometheus 3 differ in a few known places, which the generator stays clear of: no
 sample lies on the border of a window (closed in 2.42), no counter starts near zero, nothing is infinite, nothing is NaN
-under ``stddev``, no two values are equal where ``topk`` has to choose, names are not grouped by, ``predict_linear`` is not pinned by ``@``.
+under ``stddev``, no two values are equal where ``topk`` has to choose, names are not grouped by, ``predict_linear`` is
+not pinned by ``@``.
 """
 
 from __future__ import annotations
