@@ -165,7 +165,12 @@ class Head:
             self._reserve(slots)
             cut_floor_ms = max(cut_floor_ms, self._border_ms)
             floor = _biased(max(window_floor_ms, cut_floor_ms))
+            before = int(self._control[kernels.SAMPLES])
             pending = kernels.append_samples(slots, times, bits, floor, *self._write, status)
+            if int(self._control[kernels.SAMPLES]) - before == n:  # as nearly always: every sample is new
+                self._decided[SampleStatus.ACCEPTED] += n
+                self._use_huge_pages()
+                return n
             if pending:
                 places = np.flatnonzero(status == kernels.PENDING)
                 self._resolve(slots, ts_ms, bits, status, places, window_floor_ms, cut_floor_ms)
@@ -231,11 +236,14 @@ class Head:
     def _count(self, status: NDArray[np.uint8]) -> int:
         counts = np.bincount(status, minlength=len(self._decided))
         self._decided += counts
+        self._use_huge_pages()
+        return int(counts[SampleStatus.ACCEPTED] + counts[SampleStatus.REPEATED])
+
+    def _use_huge_pages(self) -> None:
         if not self._huge_pages and self._control[kernels.SLOTS] > HUGE_PAGES_FROM:
             self._huge_pages = True
             self._state.use_huge_pages()
             self._blocks.use_huge_pages()
-        return int(counts[SampleStatus.ACCEPTED] + counts[SampleStatus.REPEATED])
 
     # -- reading
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from tsdb.shard import MIN_MS, LiveBlock, Part, Shard, block_part
 from tsdb.tally import Tally
 from tsdb.wal.framing import Record
 from tsdb.wal.log import LocalLog
-from tsdb.wal.records import Kind, encode_metadata, encode_samples, encode_series
+from tsdb.wal.records import Kind, encode_metadata, encode_parts, encode_series
 
 METADATA_FAMILIES_MAX = 100_000
 """Most metric families with metadata a tenant: ten times a large mesh, about 20 MB."""
@@ -62,12 +63,12 @@ class ShardBatch:
 class AppendOperation:
     """A batch on its way through the log: dictionary and samples first, the heads after the sync."""
 
-    __slots__ = ("_parts", "_size", "_tenant")
+    __slots__ = ("_parts", "_refs", "_tenant")
 
-    def __init__(self, tenant: Tenant, parts: Sequence[ShardBatch], size: int) -> None:
+    def __init__(self, tenant: Tenant, parts: Sequence[ShardBatch], refs: NDArray[np.uint32]) -> None:
         self._tenant = tenant
         self._parts = parts
-        self._size = size
+        self._refs = refs
 
     @property
     def n_bytes(self) -> int:
@@ -76,15 +77,15 @@ class AppendOperation:
 
     def records(self, segment: int) -> list[Record]:
         """What this segment needs: series it does not define yet, then the samples."""
-        out = self._tenant.metadata_records({}, segment)
-        for part in self._parts:
-            out.extend(self._tenant.series_records(part.shard.number, part.refs, segment))
-            out.append(Record(Kind.SAMPLES, self._tenant.name, part.shard.number, part.body, part.max_ms))
+        tenant = self._tenant
+        out = tenant.metadata_records({}, segment)
+        out.extend(tenant.series_records(self._refs, segment))
+        out.extend(Record(Kind.SAMPLES, tenant.name, p.shard.number, p.body, p.max_ms) for p in self._parts)
         return out
 
     def apply(self, position: int) -> AppendResult:  # noqa: ARG002
         """Store the samples; what is refused follows from the order of the log alone."""
-        return self._tenant.apply(self._parts, self._size)
+        return self._tenant.apply(self._parts, len(self._refs))
 
 
 class MetadataOperation:
@@ -140,7 +141,7 @@ class Tenant:
         self._slot_of = Arena(np.uint32, slots_max)
         self._slots_ready = 0
         self._slots_lock = threading.Lock()
-        self._logged_in = [Arena(np.uint32, slots_max) for _ in range(shard_count)]
+        self._logged_in = Arena(np.uint32, slots_max)
         self.shards = tuple(
             Shard(
                 k,
@@ -171,30 +172,30 @@ class Tenant:
         DiskFullError, OverloadedError, LogFailedError        nothing of the batch was kept
         """
         self._disk.check()
-        return self._log.submit(AppendOperation(self, self.split(batch), len(batch)))
+        return self._log.submit(AppendOperation(self, self.split(batch), batch.refs))
 
     def split(self, batch: SampleBatch) -> list[ShardBatch]:
         """Cut a batch by shard and encode the log records; runs on the caller's thread, without the GIL."""
         n = len(batch)
         self._ready_slots()
+        starts = np.zeros(len(self.shards) + 1, np.int64)
         if len(self.shards) == 1:
             index = np.arange(n)
-            starts = np.array([0, n])
+            starts[1] = n
             refs, ts_ms, bits = batch.refs, batch.ts_ms, batch.bits
         else:
-            starts = np.empty(len(self.shards) + 1, np.int64)
             refs, ts_ms, bits = np.empty(n, np.uint32), np.empty(n, np.int64), np.empty(n, np.uint64)
             index = np.empty(n, np.int64)
             mask = len(self.shards) - 1
             scatter(
                 batch.refs, batch.ts_ms, batch.bits, self.registry.series_hash, mask, starts, refs, ts_ms, bits, index
             )
+        encoded = encode_parts(refs, ts_ms, bits, starts)
         parts = []
-        for shard, first, last in zip(self.shards, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            if last > first:
-                r, t, b = refs[first:last], ts_ms[first:last], bits[first:last]
-                body = encode_samples(r, t, b)
-                parts.append(ShardBatch(shard, r, t, b, index[first:last], body, int(t.max())))
+        edges = pairwise(starts.tolist())
+        for shard, (a, b), body, max_ms in zip(self.shards, edges, encoded.bodies, encoded.max_ms, strict=True):
+            if b > a:
+                parts.append(ShardBatch(shard, refs[a:b], ts_ms[a:b], bits[a:b], index[a:b], body, max_ms))
         return parts
 
     def _ready_slots(self) -> None:
@@ -206,14 +207,21 @@ class Tenant:
                     self._slot_of.array[self._slots_ready : count] = NO_SLOT
                     self._slots_ready = count
 
-    def series_records(self, shard: int, refs: NDArray[np.uint32], segment: int) -> list[Record]:
-        """The SERIES record of those series that a log segment does not define yet, if any."""
+    def series_records(self, refs: NDArray[np.uint32], segment: int) -> list[Record]:
+        """SERIES records, one a shard, of those series that a log segment does not define yet."""
         new = np.empty(len(refs), np.uint32)
-        found = unlogged(refs, segment + 1, self._logged_in[shard].array, new)
+        found = unlogged(refs, segment + 1, self._logged_in.array, new)
         if not found:
             return []
-        labels, offsets = self.registry.canonical(new[:found])
-        return [Record(Kind.SERIES, self.name, shard, encode_series(new[:found], labels, offsets), MIN_MS)]
+        shard_of = self.registry.series_hash[new[:found]] & np.uint64(len(self.shards) - 1)
+        records = []
+        for shard in self.shards:
+            own = new[:found][shard_of == shard.number]
+            if len(own):
+                labels, offsets = self.registry.canonical(own)
+                body = encode_series(own, labels, offsets)
+                records.append(Record(Kind.SERIES, self.name, shard.number, body, MIN_MS))
+        return records
 
     def apply(self, parts: Iterable[ShardBatch], size: int) -> AppendResult:
         """Store a logged batch and count what was refused (committer thread)."""

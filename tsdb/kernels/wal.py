@@ -47,46 +47,63 @@ def get_delta(data, pos, end):
     return i64(value >> u64(1)) ^ -i64(value & u64(1)), pos
 
 
-@kernel(i64(const(u32), const(i64), const(u64), mut(u8)))
-def encode_samples(refs, ts_ms, bits, out):
-    """Write the body of a SAMPLES record.
-
-    Parameters
-    ----------
-    refs, ts_ms, bits : (n,)
-    out : (at least 14 + 23 n,) uint8, written
-
-    Returns
-    -------
-    int64        bytes written
-    """
-    n = refs.shape[0]
-    first = ts_ms[0] if n else i64(0)
+@device
+def put_samples(refs, ts_ms, bits, begin, end, out, pos):
+    """Write the body of a SAMPLES record of samples ``[begin, end)``; the position behind it."""
+    n = end - begin
+    first = ts_ms[begin] if n else i64(0)
     one_time = True
-    for i in range(n):
+    for i in range(begin, end):
         one_time &= ts_ms[i] == first
-    out[0] = u8(BODY_VERSION)
-    out[1] = u8(ONE_TIME) if one_time else u8(0)
+    out[pos] = u8(BODY_VERSION)
+    out[pos + 1] = u8(ONE_TIME) if one_time else u8(0)
     for k in range(4):
-        out[2 + k] = u8((n >> (8 * k)) & 255)
+        out[pos + 2 + k] = u8((n >> (8 * k)) & 255)
     for k in range(8):
-        out[6 + k] = u8((first >> i64(8 * k)) & i64(255))
-    pos = i64(SAMPLES_HEAD_BYTES)
+        out[pos + 6 + k] = u8((first >> i64(8 * k)) & i64(255))
+    pos += i64(SAMPLES_HEAD_BYTES)
     last = i64(0)
-    for i in range(n):
+    for i in range(begin, end):
         ref = i64(refs[i])
         pos = put_delta(out, pos, ref - last)
         last = ref
     if not one_time:
         last = first
-        for i in range(1, n):
+        for i in range(begin + 1, end):
             pos = put_delta(out, pos, ts_ms[i] - last)
             last = ts_ms[i]
     for k in range(8):
         shift = u64(8 * k)
         for i in range(n):
-            out[pos + i] = u8((bits[i] >> shift) & u64(255))
+            out[pos + i] = u8((bits[begin + i] >> shift) & u64(255))
         pos += n
+    return pos
+
+
+@kernel(i64(const(u32), const(i64), const(u64), const(i64), mut(u8), mut(i64), mut(i64)))
+def encode_samples(refs, ts_ms, bits, starts, out, ends, max_ms):
+    """Write the bodies of SAMPLES records, one for each part of the samples, one behind the other.
+
+    Parameters
+    ----------
+    refs, ts_ms, bits : (n,)
+    starts : (parts + 1,) int64, const      part k is samples ``[starts[k], starts[k + 1])``
+    out : (at least 14 parts + 23 n,) uint8, written
+    ends : (parts,) int64, written          where the body of each part ends in ``out``
+    max_ms : (parts,) int64, written        newest time of each part, -2^63 when it is empty
+
+    Returns
+    -------
+    int64        bytes written
+    """
+    pos = i64(0)
+    for k in range(ends.shape[0]):
+        newest = i64(-(1 << 63))
+        for i in range(starts[k], starts[k + 1]):
+            newest = max(newest, ts_ms[i])
+        max_ms[k] = newest
+        pos = put_samples(refs, ts_ms, bits, starts[k], starts[k + 1], out, pos)
+        ends[k] = pos
     return pos
 
 

@@ -25,6 +25,8 @@ TIME_NONE = -(1 << 63)
 
 CODEC_RAW = 0
 CODEC_ZSTD = 1
+ZSTD_LEVEL = -1
+"""Without an entropy stage for literals: half the CPU of level 1 for about a tenth more bytes, which live for hours."""
 COMPRESS_BYTES_MIN = 96
 """Shorter bodies are stored raw: zstd's own frame costs about 13 bytes and 3 us."""
 
@@ -85,9 +87,9 @@ def parse_header(data: memoryview) -> SegmentHeader | None:
 
 
 class Framer:
-    """Puts frames around records; owned by one thread (the compressor is not shareable)."""
+    """Puts frames around records; used by one thread at a time (the compressor is not shareable)."""
 
-    def __init__(self, level: int = 1) -> None:
+    def __init__(self, level: int = ZSTD_LEVEL) -> None:
         self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=False)
         self._tenants: dict[str, bytes] = {}
 

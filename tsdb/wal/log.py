@@ -62,7 +62,7 @@ class Operation(Protocol[R]):
         ...
 
     def records(self, segment: int) -> Sequence[Record]:
-        """What to log, dictionary records first; called on the committer thread just before writing.
+        """What to log, dictionary records first; called on the committing thread just before writing.
 
         Dictionary numbers are known to a segment only after a record of it defined them. Called again with another
         segment when the first could not be written.
@@ -70,7 +70,7 @@ class Operation(Protocol[R]):
         ...
 
     def apply(self, position: int) -> R:
-        """Do it; called on the committer thread in log order, when the records are durable.
+        """Do it; called on the committing thread in log order, when the records are durable.
 
         ``position`` is that of the operation's last record.
         """
@@ -109,12 +109,36 @@ class LogStats:
 Entry = tuple[Operation[Any], int, "Future[Any]"]
 
 
+class Leader(threading.local):
+    """Makes the submitting thread commit: ``with log.leader(): ... log.submit(op) ...``.
+
+    At the end of the block the thread writes and syncs everything that is queued, its own operations first of all,
+    unless another thread is committing, which then takes them along. Futures resolve there, so nobody may wait for
+    one inside the block. For threads that may wait for the disk, never for an event loop's.
+    """
+
+    depth = 0
+
+    def __init__(self, commit: Callable[[], None]) -> None:
+        self._commit = commit
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+        if not self.depth:
+            self._commit()
+
+
 class LocalLog:
     """Write-ahead log of one process.
 
-    Construct, iterate :meth:`replay` to its end, :meth:`start`, :meth:`submit`, :meth:`close`. One committer thread
+    Construct, iterate :meth:`replay` to its end, :meth:`start`, :meth:`submit`, :meth:`close`. One thread at a time
     writes whatever is queued, syncs once, applies each operation in order and resolves its future; while it syncs
-    the next group gathers, so it never sleeps to gather one.
+    the next group gathers, so it never sleeps to gather one. That is the thread that submitted, when it asked for
+    it (:meth:`leader`) and nobody else commits: a hand-over to another thread costs two switches and as many waits
+    for the interpreter. Otherwise it is the committer thread.
 
     Parameters
     ----------
@@ -162,7 +186,7 @@ class LocalLog:
         self._reader = LogReader(list(self._closed_segments), self._quarantine)
         self._replayed = False
 
-        # the committer's own
+        # the committing thread's own
         self._segment: Segment | None = None
         self._position = 0  # last given to a record
         self._acknowledged = 0
@@ -170,7 +194,9 @@ class LocalLog:
 
         self._queue: deque[Entry] = deque()
         self._wake = threading.Condition(threading.Lock())
-        self._idle = False
+        self._idle = False  # the committer thread waits
+        self._committing = False  # some thread holds the role
+        self._leader = Leader(self._lead)
         self._closing = False
         self._failed_until = 0.0
         self._thread: threading.Thread | None = None
@@ -275,7 +301,7 @@ class LocalLog:
             self._queue.append((op, n_bytes, future))
             stats.queued_ops += 1
             stats.queued_bytes += n_bytes
-            if self._idle:
+            if self._idle and not self._committing and not self._leader.depth:
                 self._wake.notify()
         return future
 
@@ -312,24 +338,16 @@ class LocalLog:
             self._spare_wanted.clear()
             self._folder.refill(self._stop_spares)
 
-    # -- the committer thread
+    def leader(self) -> Leader:
+        """A context whose thread commits, at its end, what it submitted inside; see :class:`Leader`."""
+        return self._leader
+
+    # -- committing, on the one thread that holds the role
 
     def _run(self) -> None:
-        while True:
-            with self._wake:
-                while not self._queue and not self._closing:
-                    self._idle = True
-                    due = self._unsynced_since
-                    timeout = None if due is None else due + self._interval_s - time.monotonic()
-                    woken = (timeout is None or timeout > 0) and self._wake.wait(timeout)
-                    self._idle = False
-                    if not woken and due is not None:
-                        break
-                if not self._queue and self._closing:
-                    break
-            self._commit()
-            if self._unsynced_since is not None and time.monotonic() - self._unsynced_since >= self._interval_s:
-                self._sync_late()
+        """The committer thread: commits whatever no submitting thread commits itself."""
+        while self._await_role():
+            self._commit_queue()
         if self._unsynced_since is not None:
             self._sync_late()
         segment = self._segment
@@ -339,6 +357,46 @@ class LocalLog:
                 if self._sync_mode is not SyncMode.OFF:
                     self._files.sync_data(segment.fd)
         self._abandon()
+
+    def _await_role(self) -> bool:
+        """Wait until something is to be done and nobody does it, and take the role; False when it is the end."""
+        with self._wake:
+            while True:
+                timeout = None
+                if not self._committing:
+                    due = self._unsynced_since
+                    timeout = None if due is None else due + self._interval_s - time.monotonic()
+                    if self._queue or self._closing or (timeout is not None and timeout <= 0):
+                        self._committing = True
+                        return bool(self._queue) or not self._closing
+                self._idle = True
+                self._wake.wait(timeout)
+                self._idle = False
+
+    def _lead(self) -> None:
+        """Commit on the calling thread, unless another one commits: it will see what was submitted."""
+        with self._wake:
+            if self._committing or not self._queue:
+                return
+            self._committing = True
+        self._commit_queue()
+
+    def _commit_queue(self) -> None:
+        """Commit group after group until nothing is queued, then give up the role."""
+        try:
+            while True:
+                if self._queue:
+                    self._commit()
+                if self._unsynced_since is not None and time.monotonic() - self._unsynced_since >= self._interval_s:
+                    self._sync_late()
+                with self._wake:
+                    if not self._queue:
+                        return
+        finally:
+            with self._wake:
+                self._committing = False
+                if self._idle and (self._queue or self._closing or self._unsynced_since is not None):
+                    self._wake.notify()
 
     def _take(self) -> Entry | None:
         """The next operation whose caller still waits."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from enum import IntEnum
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,11 +47,29 @@ def _checked(body: bytes, head_bytes: int) -> NDArray[np.uint8]:
     return np.frombuffer(body, np.uint8)
 
 
+class SampleBodies(NamedTuple):
+    """Bodies of SAMPLES records, one for each part of a batch."""
+
+    bodies: list[bytes]
+    max_ms: list[int]  # newest sample time of each part
+
+
+def encode_parts(
+    refs: NDArray[np.uint32], ts_ms: NDArray[np.int64], bits: NDArray[np.uint64], starts: NDArray[np.int64]
+) -> SampleBodies:
+    """Bodies of SAMPLES records for the parts ``[starts[k], starts[k + 1])`` of a batch."""
+    parts = len(starts) - 1
+    out = np.empty(SAMPLES_HEAD_BYTES * parts + SAMPLE_BYTES_MAX * len(refs), np.uint8)
+    ends, max_ms = np.empty(parts, np.int64), np.empty(parts, np.int64)
+    size = kernels.encode_samples(refs, ts_ms, bits, starts, out, ends, max_ms)
+    data = out[:size].tobytes()
+    edges = [0, *ends.tolist()]
+    return SampleBodies([data[a:b] for a, b in pairwise(edges)], max_ms.tolist())
+
+
 def encode_samples(refs: NDArray[np.uint32], ts_ms: NDArray[np.int64], bits: NDArray[np.uint64]) -> bytes:
     """Body of a SAMPLES record; any times and bit patterns, in any order."""
-    out = np.empty(SAMPLES_HEAD_BYTES + SAMPLE_BYTES_MAX * len(refs), np.uint8)
-    size = kernels.encode_samples(refs, ts_ms, bits, out)
-    return out[:size].tobytes()
+    return encode_parts(refs, ts_ms, bits, np.array([0, len(refs)], np.int64)).bodies[0]
 
 
 def decode_samples(body: bytes) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.uint64]]:

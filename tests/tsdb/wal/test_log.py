@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -92,6 +93,96 @@ def test_what_arrives_during_a_sync_shares_the_next_one(tmp_path: Path) -> None:
     log.close()
     assert log.stats.syncs - before == 1
     assert sum(log.stats.sync_counts) == log.stats.syncs
+
+
+class Where(Put):
+    """Remembers which thread applied it."""
+
+    thread = ""
+
+    def apply(self, position: int) -> int:
+        self.thread = threading.current_thread().name
+        return position
+
+
+def test_a_leader_commits_what_it_submitted_and_all_that_waits(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    ops = [Where(b"%d" % i) for i in range(3)]
+    with log.leader():
+        futures = [log.submit(op) for op in ops]
+        time.sleep(0.05)
+        assert not any(f.done() for f in futures), "nobody else was woken for it"
+        with log.leader():
+            futures.append(log.submit(Where(b"nested")))
+        assert not futures[-1].done()
+    assert [f.result(0) for f in futures] == [1, 2, 3, 4]
+    assert {op.thread for op in ops} == {threading.current_thread().name}
+    assert log.stats.syncs == 1
+    alone = Where(b"alone")
+    assert log.submit(alone).result(30) == 5
+    assert alone.thread == "log-committer"
+    with contextlib.suppress(ZeroDivisionError), log.leader():
+        failed = log.submit(Put(b"submitted all the same"))
+        raise ZeroDivisionError
+    assert failed.result(0) == 6
+    log.close()
+    with log.leader(), pytest.raises(LogFailedError):
+        log.submit(Put(b"late"))
+    assert len(bodies(tmp_path)) == 6
+
+
+def test_a_leader_leaves_its_operations_to_whoever_commits(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    held = Held()
+    first = log.submit(held)
+    assert held.reached.wait(30)
+    op = Where(b"x")
+    with log.leader():
+        future = log.submit(op)
+    assert not future.done()
+    held.go.set()
+    assert future.result(30) == 2
+    assert op.thread == "log-committer"
+    assert first.result(30) == 1
+    log.close()
+
+
+def test_many_leaders_and_others_share_one_log(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    positions: list[int] = []
+
+    def submit(kind: int) -> None:
+        for i in range(40):
+            body = b"%d/%d" % (kind, i)
+            if kind % 2:
+                with log.leader():
+                    future = log.submit(Put(body))
+            else:
+                future = log.submit(Put(body))
+            positions.append(future.result(30))
+
+    threads = [threading.Thread(target=submit, args=(k,)) for k in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    log.close()
+    assert sorted(positions) == list(range(1, 241))
+    found = bodies(tmp_path)
+    for kind in range(6):
+        assert [b for b in found if b.startswith(b"%d/" % kind)] == [b"%d/%d" % (kind, i) for i in range(40)]
+
+
+def test_what_a_leader_wrote_is_synced_after_the_interval(tmp_path: Path) -> None:
+    log = opened(tmp_path, sync=SyncMode.INTERVAL, interval_ms=20)
+    with log.leader():
+        log.submit(Put(b"x"))
+    assert log.stats.syncs == 0
+    deadline = time.monotonic() + 30
+    while not log.stats.syncs and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert log.stats.syncs == 1
+    log.close()
 
 
 def test_acknowledged_means_synced_then_applied(tmp_path: Path) -> None:

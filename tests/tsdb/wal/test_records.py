@@ -16,6 +16,7 @@ from tsdb.wal.records import (
     decode_samples,
     decode_series,
     encode_metadata,
+    encode_parts,
     encode_samples,
     encode_series,
 )
@@ -46,6 +47,18 @@ def test_samples_are_the_twin_s_bytes_and_come_back(rows: list[tuple[int, int, i
     decoded = decode_samples(body)
     assert [column.tolist() for column in decoded] == [refs, ts_ms, bits]
     assert list(twin.decode_samples(body)) == [refs, ts_ms, bits]
+
+
+@pytest.mark.kernel
+@given(st.lists(SAMPLES, min_size=1, max_size=5))
+@settings(deadline=None, max_examples=60)
+def test_the_parts_of_a_batch_are_records_of_their_own(parts: list[list[tuple[int, int, int]]]) -> None:
+    rows = [row for part in parts for row in part]
+    starts = np.cumsum([0, *map(len, parts)]).astype(np.int64)
+    columns = (np.array([row[i] for row in rows], kind) for i, kind in enumerate((np.uint32, np.int64, np.uint64)))
+    encoded = encode_parts(*columns, starts)
+    assert encoded.bodies == [body_of(part) for part in parts]
+    assert encoded.max_ms == [max((row[1] for row in part), default=-(1 << 63)) for part in parts]
 
 
 @pytest.mark.kernel
