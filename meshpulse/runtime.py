@@ -19,6 +19,7 @@ from ingest.remote_write_v2 import RemoteWriteV2Receiver
 from meshpulse.asgi import App
 from meshpulse.bar import kernel_bar
 from meshpulse.config import Config, milliseconds
+from meshpulse.exemplars import ExemplarReader
 from meshpulse.query_log import QueryLog
 from meshpulse.startup import Phase, Progress
 from meshpulse.status import Status
@@ -203,7 +204,15 @@ class Runtime:
 
         log_file = self.config.query.log_file
         query_log = QueryLog(log_file).write if log_file else None
-        return Providers(status.build_info(), status.cardinality, metadata, targets, status.pages(), query_log)
+        return Providers(
+            status.build_info(),
+            status.cardinality,
+            metadata=metadata,
+            targets=targets,
+            exemplars=ExemplarReader(db),
+            status=status.pages(),
+            query_log=query_log,
+        )
 
     def _scraper(self, db: TSDB, executor: ThreadPoolExecutor) -> Scraper | None:
         if not self.config.scrape_configs:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from query.empty import EmptyStorage
 from query.engine.engine import Engine
 from query.errors import BadDataError, QueryError, UnsupportedError
+from query.exemplars import SeriesExemplars, exemplar_data, selectors_of
 from query.federation import EXPOSITION_TYPE, federation_page
 from query.json_out import TRUNCATED, query_answer, series_answer, success
 from query.limits import STEPS_MAX
@@ -112,6 +113,7 @@ class Providers:
     status_tsdb : (tenant, most rows of each list) -> data of ``status/tsdb``
     metadata : tenant -> metric family -> what it is; empty for an unknown tenant
     targets : data of ``targets``
+    exemplars : (tenant, selectors, first and last millisecond) -> exemplars of the series that any of them selects
     status : further pages of ``status/``, e.g. ``runtimeinfo``, by name
     query_log : told of every query that was evaluated or failed, in its thread; None = nobody wants to know
     """
@@ -120,6 +122,7 @@ class Providers:
     status_tsdb: Callable[[str, int], Mapping[str, Any]]
     metadata: Callable[[str], Mapping[str, FamilyMetadata]] = lambda _tenant: {}
     targets: Callable[[], Mapping[str, list[Any]]] = lambda: {"activeTargets": [], "droppedTargets": []}
+    exemplars: Callable[[str, Sequence[Sequence[Matcher]], int, int], Iterable[SeriesExemplars]] = lambda *_: ()
     status: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     query_log: Callable[[QueryRecord], None] | None = None
 
@@ -245,12 +248,13 @@ class Endpoints:
         return query_answer(result, limit=limit, stats=bool(request.params.get("stats")))
 
     def query_exemplars(self, request: Request) -> Body:
-        """Exemplars of the selected series: none are kept."""
+        """Exemplars of the series that any selector of the expression selects."""
         start_ms, end_ms = _time_range(request.params)
         if end_ms < start_ms:
             raise BadDataError("end timestamp must not be before start timestamp")
-        parse(_query_text(request.params))
-        return success([])
+        selectors = selectors_of(parse(_query_text(request.params)))
+        found = self._providers.exemplars(request.tenant, selectors, start_ms, end_ms) if selectors else ()
+        return success(exemplar_data(found))
 
     def format_query(self, request: Request) -> Body:
         """The canonical text of an expression."""
