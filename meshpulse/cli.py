@@ -56,16 +56,19 @@ def serve(
 
     from meshpulse.server import ListenRefusedError, bind
     from meshpulse.server import serve as serve_until_told
+    from meshpulse.tls import TlsFiles, TlsFilesError
 
+    cert, key = settings.server.tls_cert_file, settings.server.tls_key_file
     try:
+        tls = TlsFiles(cert, key, settings.server.tls_client_ca_file) if cert and key else None
         listener = bind(settings.server.listen, insecure=settings.server.insecure or bool(tokens))
-    except ListenRefusedError as error:
+    except (ListenRefusedError, TlsFilesError) as error:
         raise _fail(str(error), 2) from None
     try:
         lock = FolderLock(settings.storage.path)
     except (FolderLockedError, OSError) as error:
         raise _fail(str(error), 1) from None
-    code = serve_until_told(settings, listener, tokens)
+    code = serve_until_told(settings, listener, tokens, tls)
     lock.release()
     raise typer.Exit(code)
 

@@ -20,6 +20,7 @@ from meshpulse.config import Config, split_listen
 from meshpulse.pages import create_pages
 from meshpulse.runtime import Runtime
 from meshpulse.startup import Phase, Progress, StoppedError
+from meshpulse.tls import TlsFiles
 from tsdb.errors import MeshpulseError
 
 log = structlog.get_logger(__name__)
@@ -132,32 +133,33 @@ def bind(listen: str, *, insecure: bool) -> socket.socket:
     return listener
 
 
-def serve(config: Config, listener: socket.socket, tokens: Sequence[Token] = ()) -> int:
+def serve(config: Config, listener: socket.socket, tokens: Sequence[Token] = (), tls: TlsFiles | None = None) -> int:
     """Serve until SIGTERM or SIGINT; the exit code of the process.
 
     The socket already listens, so that readiness can be asked for while a thread compiles kernels and replays the log.
     """
-    return uvloop.run(_serve(config, listener, tokens))
+    return uvloop.run(_serve(config, listener, tokens, tls))
 
 
-async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token]) -> int:
+async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token], tls: TlsFiles | None) -> int:
     progress = Progress()
     runtime = Runtime(config, progress)
     gateway = Gateway(progress, create_pages(runtime), Guard(tokens, runtime.tally))
-    server = _Server(
-        uvicorn.Config(
-            gateway,
-            loop="none",
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=max(1, round(config.server.drain.total_seconds())),
-        )
+    settings = uvicorn.Config(
+        gateway,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(config.server.drain.total_seconds())),
     )
+    settings.load()
+    settings.ssl = tls.context if tls else None
+    server = _Server(settings)
     loop = asyncio.get_running_loop()
 
     def stop(name: str) -> None:
@@ -192,9 +194,13 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
 
     opener = threading.Thread(target=open_runtime, name="open", daemon=True)
     host, port = listener.getsockname()[:2]
-    log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", data=str(config.storage.path))
+    url = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+    log.info("listening", url=url, data=str(config.storage.path))
     opener.start()
+    renewing = asyncio.ensure_future(tls.follow()) if tls else None
     await server.serve(sockets=[listener])
+    if renewing:
+        renewing.cancel()
     failed = progress.phase is Phase.FAILED
     await runtime.stop_scraping()
     await asyncio.to_thread(opener.join, config.server.drain.total_seconds())

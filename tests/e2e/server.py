@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -34,7 +35,10 @@ class Reply:
 class Server:
     """One process; ``with Server(folder) as server`` ends it whatever happens."""
 
-    def __init__(self, folder: Path, config: str = "", flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, config: str = "", flags: tuple[str, ...] = (), tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.tls = tls
         self.folder = folder
         self._log_path = folder / "server.log"
         self._log_begin = self._log_path.stat().st_size if self._log_path.exists() else 0
@@ -83,7 +87,7 @@ class Server:
 
     def wait_listening(self) -> Server:
         def listening() -> bool:
-            _, said, rest = self.log.partition("url=http://127.0.0.1:")
+            _, said, rest = self.log.partition("://127.0.0.1:")
             digits = rest.split(maxsplit=1)[0] if said and rest.strip() else ""
             self.port = int(digits) if digits.isdigit() else 0
             return self.port > 0
@@ -98,7 +102,12 @@ class Server:
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        if self.tls:
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                "127.0.0.1", self.port, timeout=60, context=self.tls
+            )
+        else:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()
