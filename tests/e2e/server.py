@@ -96,7 +96,13 @@ class Server:
         return self
 
     def wait_ready(self, seconds: float = READY_SECONDS) -> Server:
-        self._wait("ready", seconds, lambda: self.get("/-/ready").status == 200)
+        def ready() -> bool:
+            try:
+                return self.get("/-/ready").status == 200
+            except ConnectionError:
+                return False  # it is ending: the log says why
+
+        self._wait("ready", seconds, ready)
         return self
 
     def request(
