@@ -16,7 +16,9 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from email.message import Message as MimeMessage
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import parse_qsl
 
+from ingest.import_text import ImportOptions, TextImporter
 from ingest.limits import WriteLimits
 from ingest.reception import Reception
 from ingest.store import DEFAULT_TENANT, Tenant, Tenants
@@ -29,7 +31,6 @@ log = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 Receiver = Callable[[Tenant, bytes], Reception]
 """Parses one body and hands it to the store; called on a worker thread."""
 
@@ -59,6 +60,14 @@ class Answer(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
+class Outcome(NamedTuple):
+    """What became of one request."""
+
+    samples: int  # stored, or there already
+    exemplars: int  # likewise
+    refused: str  # text of what was refused; "" when everything is stored
+
+
 class Endpoint(Protocol):
     """What one push protocol adds to the common way of a request."""
 
@@ -66,11 +75,11 @@ class Endpoint(Protocol):
         """How to read the body; raises :class:`RejectedError` when type, encoding or parameters are wrong."""
         ...
 
-    def done(self, request: PushRequest, reception: Reception, accepted: int, refused: str) -> Answer:
-        """The answer once everything is decided; ``refused`` is "" when everything is stored."""
+    def done(self, request: PushRequest, outcome: Outcome, /) -> Answer:
+        """The answer once everything is decided."""
         ...
 
-    def rejected(self, request: PushRequest, error: RejectedError) -> Answer:
+    def rejected(self, request: PushRequest, error: RejectedError, /) -> Answer:
         """The answer to a request of which nothing was kept."""
         ...
 
@@ -159,7 +168,7 @@ class PushApi:
         finally:
             self._inflight_bytes -= sum(map(len, parts))
         accepted = result.accepted if result else 0
-        return endpoint.done(request, reception, accepted, reception.refused(result))
+        return endpoint.done(request, Outcome(accepted, reception.exemplars_written, reception.refused(result)))
 
     async def _body(self, receive: Receive, length: int, parts: list[bytes]) -> None:
         """Read the whole body into ``parts``; refused as soon as it is known to be too large."""
@@ -317,10 +326,10 @@ class RemoteWriteEndpoint:
             )
         return receiver
 
-    def done(self, request: PushRequest, reception: Reception, accepted: int, refused: str) -> Answer:
+    def done(self, request: PushRequest, outcome: Outcome) -> Answer:
         """204, or 400 with what was refused."""
-        written = self._written(request, accepted, reception.exemplars_written)
-        return Answer(400 if refused else 204, _text(refused), headers=written)
+        written = self._written(request, outcome.samples, outcome.exemplars)
+        return Answer(400 if outcome.refused else 204, _text(outcome.refused), headers=written)
 
     def rejected(self, request: PushRequest, error: RejectedError) -> Answer:
         """415 for a wrong type or encoding, else 400."""
@@ -337,3 +346,45 @@ class RemoteWriteEndpoint:
             return ()
         counts = ((b"samples", samples), (b"histograms", 0), (b"exemplars", exemplars))
         return tuple((b"x-prometheus-remote-write-%s-written" % what, b"%d" % count) for what, count in counts)
+
+
+class TextImportEndpoint:
+    """``POST /api/v1/import/prometheus``: an exposition in text, gzip allowed.
+
+    Parameters
+    ----------
+    importer : reads the bodies
+    """
+
+    def __init__(self, importer: TextImporter) -> None:
+        self._importer = importer
+
+    def plan(self, request: PushRequest) -> Receiver:
+        """Read ``extra_label=name=value`` (repeatable) and ``timestamp`` (milliseconds)."""
+        if request.encoding not in ("", "identity", "gzip"):
+            raise RejectedError(
+                Reason.UNSUPPORTED_TYPE, f"unsupported content encoding {request.encoding[:100]!r}, send gzip"
+            )
+        labels: dict[str, str] = {}
+        time_ms: int | None = None
+        for key, text in parse_qsl(request.query.decode("latin-1"), keep_blank_values=True):
+            if key == "extra_label":
+                name, equals, value = text.partition("=")
+                if not name or not equals:
+                    raise RejectedError(Reason.MALFORMED, f"extra_label={text[:100]!r} is not of the form name=value")
+                labels[name] = value
+            elif key == "timestamp" and text:
+                try:
+                    time_ms = int(text)
+                except ValueError:
+                    raise RejectedError(Reason.MALFORMED, f"timestamp={text[:100]!r} is no number") from None
+        options = ImportOptions(tuple(sorted(labels.items())), time_ms, request.encoding == "gzip")
+        return lambda tenant, body: self._importer.receive(tenant, body, options)
+
+    def done(self, _request: PushRequest, outcome: Outcome) -> Answer:
+        """204, or 400 with what was refused."""
+        return Answer(400 if outcome.refused else 204, _text(outcome.refused))
+
+    def rejected(self, _request: PushRequest, error: RejectedError) -> Answer:
+        """415 for a wrong encoding, else 400."""
+        return Answer(415 if error.reason is Reason.UNSUPPORTED_TYPE else 400, _text(f"{error}\n"))

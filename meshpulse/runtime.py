@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from ingest.api import PushApi, RemoteWriteEndpoint
+from ingest.api import Endpoint, PushApi, RemoteWriteEndpoint, TextImportEndpoint
+from ingest.import_text import TextImporter
 from ingest.limits import WriteLimits
 from ingest.reception import SampleWriter
 from ingest.remote_write import RemoteWriteReceiver
@@ -188,7 +189,10 @@ class Runtime:
         limits = write_limits(self.config)
         writer = SampleWriter(self._clock, self.tally, time_limits(self.config))
         v1, v2 = RemoteWriteReceiver(writer, limits), RemoteWriteV2Receiver(writer, limits)
-        endpoints = {"/api/v1/write": RemoteWriteEndpoint(v1.receive, v2.receive)}
+        endpoints: dict[str, Endpoint] = {
+            "/api/v1/write": RemoteWriteEndpoint(v1.receive, v2.receive),
+            "/api/v1/import/prometheus": TextImportEndpoint(TextImporter(writer, limits)),
+        }
         return PushApi(db, endpoints, executor, self.tally, limits)
 
     def _providers(self, db: TSDB, scraper: Scraper | None) -> Providers:

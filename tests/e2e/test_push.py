@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 from collections.abc import Iterator
@@ -39,3 +40,18 @@ def test_remote_write_2_with_exemplars_and_metadata(server: Server) -> None:
     assert json.loads(found.body)["data"] == [{"seriesLabels": labels, "exemplars": [exemplar]}]
     families = json.loads(server.get("/api/v1/metadata?metric=v2_seconds").body)["data"]
     assert families == {"v2_seconds": [{"type": "summary", "help": "Seconds.", "unit": "seconds"}]}
+
+
+def test_text_import(server: Server) -> None:
+    now = now_ms()
+    text = b'# TYPE imported gauge\nimported{a="1"} 3\n'
+    reply = server.request(
+        "POST",
+        f"/api/v1/import/prometheus?extra_label=job=b&timestamp={now}",
+        gzip.compress(text),
+        {"Content-Encoding": "gzip"},
+    )
+    assert (reply.status, reply.body) == (204, b"")
+    labels = {"__name__": "imported", "a": "1", "job": "b"}
+    assert server.query("imported", time=now / 1000) == [{"metric": labels, "value": [now / 1000, "3"]}]
+    assert json.loads(server.get("/api/v1/metadata?metric=imported").body)["data"]["imported"][0]["type"] == "gauge"

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ingest.api import PushApi, RemoteWriteEndpoint
+from ingest.api import PushApi, RemoteWriteEndpoint, TextImportEndpoint
+from ingest.import_text import TextImporter
 from ingest.limits import WriteLimits
 from ingest.reception import SampleWriter
 from ingest.remote_write import RemoteWriteReceiver
@@ -108,11 +109,17 @@ class Server:
         writer = SampleWriter(self.clock, self.tally, times)
         v1, v2 = RemoteWriteReceiver(writer, limits), RemoteWriteV2Receiver(writer, limits)
         self.executor = ThreadPoolExecutor(2)
-        endpoints = {"/api/v1/write": RemoteWriteEndpoint(v1.receive, v2.receive)}
+        endpoints = {
+            "/api/v1/write": RemoteWriteEndpoint(v1.receive, v2.receive),
+            "/api/v1/import/prometheus": TextImportEndpoint(TextImporter(writer, limits)),
+        }
         self.api = PushApi(self.tenants, endpoints, self.executor, self.tally, limits)
 
     def post(self, body: bytes | Sequence[bytes], **headers: str) -> tuple[int, dict[str, str], str]:
-        """(status, headers, text); header names with ``_`` for ``-``; several bodies are the parts of one."""
+        """(status, headers, text); header names with ``_`` for ``-``; several bodies are the parts of one.
+
+        ``path`` and ``query`` are those of the request.
+        """
         return asyncio.run(self.apost(body, **headers))
 
     async def apost(
