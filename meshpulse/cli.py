@@ -34,6 +34,9 @@ def serve(
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", "--config.file", help="Configuration (YAML).")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond loopback without tokens.")] = False,
+    enable_admin_api: Annotated[
+        bool, typer.Option("--enable-admin-api", "--web.enable-admin-api", help="Serve snapshots [server.admin_api].")
+    ] = False,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [log.level].")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json [log.format].")] = None,
 ) -> None:
@@ -43,7 +46,7 @@ def serve(
     from meshpulse.logs import configure_logs
 
     overrides: dict[str, dict[str, Any]] = {
-        "server": {"listen": listen, "insecure": insecure or None},
+        "server": {"listen": listen, "insecure": insecure or None, "admin_api": enable_admin_api or None},
         "storage": {"path": data_dir},
         "log": {"level": log_level, "format": log_format},
     }

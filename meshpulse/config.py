@@ -153,6 +153,7 @@ class StorageConfig(Section):
     path: Path = Path("data")
     shards: int = 2
     retention: Duration = timedelta(days=15)
+    retention_bytes: Size = 0
     out_of_order_window: Duration = timedelta(milliseconds=TimeLimits().out_of_order_window_ms)
     future_max: Duration = timedelta(milliseconds=TimeLimits().future_max_ms)
     block_span: Duration = timedelta(hours=2)

@@ -17,6 +17,7 @@ from ingest.limits import WriteLimits
 from ingest.reception import SampleWriter
 from ingest.remote_write import RemoteWriteReceiver
 from ingest.remote_write_v2 import RemoteWriteV2Receiver
+from meshpulse.admin import AdminApi
 from meshpulse.asgi import App
 from meshpulse.bar import kernel_bar
 from meshpulse.config import Config, milliseconds
@@ -50,6 +51,7 @@ def store_config(config: Config) -> StoreConfig:
         shards=storage.shards,
         block_span_ms=milliseconds(storage.block_span),
         retention_ms=milliseconds(storage.retention),
+        retention_bytes=storage.retention_bytes,
         sync=config.wal.sync,
         sync_interval_ms=milliseconds(config.wal.interval),
         segment_bytes=config.wal.segment_bytes,
@@ -128,6 +130,7 @@ class Parts:
     engine: Engine
     push_api: PushApi
     query_api: QueryApi
+    admin_api: AdminApi
     scraper: Scraper | None
     executors: tuple[ThreadPoolExecutor, ...]
 
@@ -181,6 +184,7 @@ class Runtime:
             engine=engine,
             push_api=self._push_api(db, parse_threads),
             query_api=QueryApi(engine, db.find, query_threads, self._providers(db, scraper), self._clock),
+            admin_api=AdminApi(db, enabled=self.config.server.admin_api),
             scraper=scraper,
             executors=(parse_threads, query_threads, scrape_threads),
         )
@@ -231,7 +235,7 @@ class Runtime:
         query_api = self.parts.query_api
         outside = {path: query_api for path in query_api.paths if not path.startswith(PREFIX)}
         pushes = dict.fromkeys(self.parts.push_api.paths, self.parts.push_api)
-        return {**pushes, **outside}, {PREFIX: query_api}
+        return {**pushes, **outside, **self.parts.admin_api.routes()}, {PREFIX: query_api}
 
     def start_scraping(self) -> None:
         """Begin the scrape loops; called on the event loop."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tsdb.block.block import BlockMeta
 from tsdb.blockstore import FolderStore
 from tsdb.disk import DiskGuard
 from tsdb.errors import LimitError, MeshpulseError, Reason, RejectedError
@@ -40,6 +42,7 @@ class StoreConfig:
     shards : power of two, fixed when the folder is made; 2 shards keep two cores busy
     block_span_ms : length of a block; a head is cut when it reaches half a span past it
     retention_ms : blocks older than the tenant's newest sample minus this are deleted; 0 = never
+    retention_bytes : while all blocks together are larger, the oldest are deleted; 0 = never
     idle_cut_ms : wall time without a sample after which a head is cut whole, so that it does not hold the log
     """
 
@@ -47,6 +50,7 @@ class StoreConfig:
     shards: int = 2
     block_span_ms: int = 2 * HOUR_MS
     retention_ms: int = 15 * 24 * HOUR_MS
+    retention_bytes: int = 0
     idle_cut_ms: int = 3 * HOUR_MS
     maintenance_seconds: float = 5.0
     sync: SyncMode = SyncMode.ALWAYS
@@ -239,7 +243,35 @@ class TSDB:
                     # A failed cut must not stop ingest or the other shards: it is counted, shown and tried again.
                     self.cut_failures += 1
                     self.last_error = f"{tenant.name}/shard-{shard.number}: {error}"
-        self.log.free(self._is_published)
+        with self._cut_lock:
+            self.log.free(self._is_published)
+            if self.config.retention_bytes:
+                try:
+                    self._drop_beyond_size()
+                except (MeshpulseError, OSError) as error:
+                    self.cut_failures += 1
+                    self.last_error = f"retention by size: {error}"
+
+    def _drop_beyond_size(self) -> None:
+        """Retention by size: the oldest blocks go first, whosever they are."""
+        shards = [shard for tenant in self.tenants() for shard in tenant.shards]
+        blocks = [(meta, shard) for shard in shards for meta in shard.manifest.blocks]
+        blocks.sort(key=lambda found: (found[0].max_ms, found[0].key))
+        excess = sum(meta.bytes for meta, _ in blocks) - self.config.retention_bytes
+        expired: dict[Shard, list[BlockMeta]] = {}
+        for meta, shard in blocks:
+            if excess <= 0:
+                break
+            excess -= meta.bytes
+            expired.setdefault(shard, []).append(meta)
+        for shard, metas in expired.items():
+            shard.drop_blocks(metas)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Keep the files of blocks, manifests and finished log segments as they are; writes go on."""
+        with self._cut_lock:
+            yield
 
     def _due_border(self, tenant: Tenant, shard: Shard) -> int | None:
         """Where the head is to be cut now, if it is."""

@@ -329,17 +329,20 @@ class Shard:
             self.head.drop(border_ms)
 
     def drop_blocks_before(self, floor_ms: int) -> int:
-        """Retention: blocks wholly older than the floor leave the manifest first, then the store."""
+        """Retention: delete the blocks wholly older than the floor."""
         expired = [m for m in self.manifest.blocks if m.max_ms < floor_ms]
-        if not expired:
-            return 0
+        if expired:
+            self.drop_blocks(expired)
+        return len(expired)
+
+    def drop_blocks(self, expired: Sequence[BlockMeta]) -> None:
+        """Delete blocks: they leave the manifest first, then the store."""
         gone = {m.key for m in expired}
         kept = tuple(m for m in self.manifest.blocks if m.key not in gone)
         next_manifest = replace(self.manifest, generation=self.manifest.generation + 1, blocks=kept)
         self.publish(self._manifests.commit(next_manifest), (), None)
         for meta in expired:
             self._store.delete(meta.key)
-        return len(expired)
 
 
 def block_part(

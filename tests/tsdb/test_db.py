@@ -175,6 +175,32 @@ def test_retention_deletes_whole_blocks(tmp_path: Path) -> None:
     db.close()
 
 
+def test_retention_by_size_deletes_the_oldest_blocks_of_all(tmp_path: Path) -> None:
+    db = opened(tmp_path, tenants_auto_create=True)
+    for hour in range(0, 14, 2):
+        for name in ("a", "b"):
+            rows = [(series(i), T0 + hour * HOUR + 60_000 * k, k * k) for k in range(120) for i in range(20)]
+            put(db.tenant(name), rows)
+        db.maintain()
+    blocks = db.stats().block_bytes
+    before = {name: read(db.tenant(name)) for name in ("a", "b")}
+    db.close()
+
+    again = opened(tmp_path, retention_bytes=blocks // 2)
+    again.maintain()
+    stats = again.stats()
+    assert blocks // 4 < stats.block_bytes <= blocks // 2
+    for name in ("a", "b"):
+        after = read(again.tenant(name))
+        for labels, samples in after.items():
+            kept = sorted(samples)
+            assert kept == sorted(before[name][labels])[-len(kept) :], "the newest stay"
+            assert len(kept) < len(before[name][labels])
+    files = [p for p in tmp_path.rglob("block-*") if p.is_file()]
+    assert len(files) == stats.blocks
+    again.close()
+
+
 def test_log_segments_are_freed_once_their_samples_are_in_blocks(tmp_path: Path) -> None:
     db = opened(tmp_path, segment_bytes=1 << 16)
     tenant = db.tenant("default")
