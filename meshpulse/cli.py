@@ -101,6 +101,40 @@ def inspect_wal(
         typer.echo(line)
 
 
+@inspect.command("block")
+def inspect_block(
+    path: Annotated[Path, typer.Argument(help="A block file.", exists=True, dir_okay=False)],
+    series: Annotated[int, typer.Option(min=0, help="How many series to name.")] = 20,
+) -> None:
+    """Print what a block holds and check every checksum; works beside a running server."""
+    from tsdb.block.inspect import inspect_block as lines_of
+    from tsdb.errors import CorruptionError
+
+    try:
+        for line in lines_of(path, series):
+            typer.echo(line)
+    except CorruptionError as error:
+        raise _fail(str(error), 1) from None
+
+
+@inspect.command("chunk")
+def inspect_chunk(
+    path: Annotated[Path, typer.Argument(help="A block file.", exists=True, dir_okay=False)],
+    selector: Annotated[str, typer.Argument(help="Which series, e.g. 'up{job=\"envoy\"}'.")],
+    samples: Annotated[int, typer.Option(min=0, help="Samples to print of each chunk; 0 = all.")] = 0,
+) -> None:
+    """Print the chunks of some series of a block, samples with their exact bits."""
+    from query.promql.parser import ParseError, parse_selector
+    from tsdb.block.inspect import inspect_chunks
+    from tsdb.errors import MeshpulseError
+
+    try:
+        for line in inspect_chunks(path, parse_selector(selector), samples):
+            typer.echo(line)
+    except (MeshpulseError, ParseError) as error:
+        raise _fail(str(error), 1) from None
+
+
 @app.command("version")
 def print_version() -> None:
     """Print the version."""
