@@ -62,9 +62,16 @@ def common_cause(rate: Floats, base: float, level: float, onset_s: int, trials: 
 
 
 def over_dispersed(rate: Floats, trials: int, seed: int) -> World:
-    """Endpoints truly differ: error ratios drawn from Beta(2, 198), mean 1 %, kept for good."""
+    """Endpoints truly differ: error ratios drawn from Beta(2, 198), mean 1 %, kept for good.
+
+    Those more than 2.5 % above the others are grey.
+    """
     endpoints = rate.shape[-1]
-    return steady(rate, np.random.default_rng(seed).beta(2, 198, (trials, 1, endpoints)))
+    failing = np.random.default_rng(seed).beta(2, 198, (trials, 1, endpoints))
+    others = (failing.sum(axis=2, keepdims=True) - failing) / (endpoints - 1)
+    none = np.zeros(endpoints, dtype=np.bool_)
+    grey = (failing - others > 0.025)[:, 0]
+    return lambda _second, _rng: Moment(rate, failing, none, grey=grey)
 
 
 def broken_proxies(rate: Floats, base: float, broken: tuple[int, ...], level: float, onset_s: int) -> World:
@@ -210,10 +217,10 @@ def slow_fault(
 ) -> World:
     """From ``onset_s`` on the first endpoint is ``factor`` slower, or a share ``late`` of its attempts takes 1 s more.
 
-    Medians of healthy endpoints differ: 20 ms, log-normal with ``spread``.
+    Medians of healthy endpoints differ evenly by up to ``spread`` from 20 ms.
     """
     endpoints = rate.shape[-1]
-    medians = 20.0 * np.exp(np.random.default_rng(seed).normal(0, spread, (trials, endpoints)))
+    medians = 20.0 * np.random.default_rng(seed).uniform(1 - spread, 1 + spread, (trials, endpoints))
     healthy = bucket_odds(medians)[:, None]
     sick = medians.copy()
     sick[:, 0] *= factor

@@ -31,7 +31,7 @@ _BLIND_BASELINE = 0.05
 
 
 def rule_vector(rule: ErrorRule, agreement: float = 0.0, min_view: int = _MIN_JUDGEABLE) -> NDArray[np.float64]:
-    """The thresholds of D1 as the kernels read them, (12,) float64.
+    """The thresholds of D1 as the kernels read them, (13,) float64.
 
     Parameters
     ----------
@@ -50,6 +50,7 @@ def rule_vector(rule: ErrorRule, agreement: float = 0.0, min_view: int = _MIN_JU
             rule.wilson_z,
             rule.wilson_floor,
             rule.sure_share,
+            rule.exact_p,
             agreement,
             min_view,
         ]
@@ -62,7 +63,7 @@ class Judgement:
 
     Attributes
     ----------
-    table : (trials, H, 18) float64     columns as in ``Stats.COLUMNS``
+    table : (trials, H, 19) float64     columns as in ``Stats.COLUMNS``
     chain : (trials, H) int32           convicted endpoints, worst first, then -1
     marks : (trials, H) uint8           ``mantel.NOTHING``, ``CONVICTED``, ``PARTIAL``, ``OTHER``
     incident : (trials,) bool
@@ -90,7 +91,7 @@ def judge_errors(
     asked : (trials, P) bool          observers that are believed
     compared : (trials, H) bool       the comparison set
     zones : (P,) int32                zone number of each observer, -1 = unknown
-    rule : (12,) float64              from :func:`rule_vector`
+    rule : (13,) float64              from :func:`rule_vector`
     """
     trials, n_observers, n_endpoints = errors.shape
     out = Judgement(

@@ -36,6 +36,7 @@ def conditions(row: Mapping[str, float], policy: Policy, *, quantile: float = 0.
         Condition("observers_bad", row["observers_bad"], f">= {observers:g}", row["observers_bad"] >= observers),
         Condition("wilson_lo", row["wilson_lo"], f"> {row['limit']:.4g}", row["wilson_lo"] > row["limit"]),
         Condition("tail", row["tail"], f"< {rule.tail_p:g}", row["tail"] < rule.tail_p),
+        Condition("exact", row["exact"], f"< {rule.exact_p:g}", row["exact"] < rule.exact_p),
         Condition("agreement", row["agreement"], f">= {policy.agreement:g}", row["agreement"] >= policy.agreement),
     )
 
@@ -65,6 +66,7 @@ def summary(finding: Finding, endpoint: int, policy: Policy) -> dict[str, Scalar
         "excess": row["excess"],
         "mh_z": row["z"],
         "tail": row["tail"],
+        "exact": row["exact"],
         "observers": int(row["observers"]),
         "observers_bad": int(row["observers_bad"]),
         "agreement": row["agreement"],

@@ -1,7 +1,7 @@
 """Every number a health decision depends on, with its default and its allowed range.
 
 Durations are whole milliseconds (``_ms``), windows whole seconds (``_s``), shares fractions of 1 unless the name
-says percent. :meth:`Policy.problems` is the only validation; :mod:`health.policy_text` reads and writes the JSON form.
+says percent. :meth:`Policy.problems` is the only validation.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class ErrorRule:
     min_errors, min_requests : least errors and attempts in the window
     min_observers : observers that saw an error, or all that called the endpoint when those are fewer
     tail_p : Poisson probability of so many errors at the peers' rate must be below this
+    exact_p : and so must the binomial bound of their probability given the errors of all, which does not take the
+        peers' rate for known; 1 is the design page's rule
     wilson_z, wilson_floor : lower Wilson bound of the ratio must exceed the floor
     sure_share : and the peers' rate by this share of ``min_excess``; 0 is the design page's rule, which ejects
         endpoints whose true excess is far below ``min_excess`` whenever chance lifts the estimate over it
@@ -60,6 +62,7 @@ class ErrorRule:
     min_requests: int = 10
     min_observers: int = 2
     tail_p: float = 1e-6
+    exact_p: float = 3e-5
     wilson_z: float = 3.29
     wilson_floor: float = 0.005
     sure_share: float = 0.5
@@ -317,6 +320,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("error.min_requests", 1, 1e9),
     ("error.min_observers", 1, 1e6),
     ("error.tail_p", 0, 1),
+    ("error.exact_p", 0, 1),
     ("error.wilson_z", 0, 100),
     ("error.wilson_floor", 0, 1),
     ("error.sure_share", 0, 1),

@@ -120,6 +120,7 @@ class Stats:
         "agreement",  # share of attempts in observer zones that see it too
         "limit",  # D2: what wilson_lo had to exceed; D1: max(baseline, floor)
         "bound",  # D2: index of the latency bucket whose upper bound separates slow from fast; -1 otherwise
+        "exact",  # bound on the conditional probability of so many errors, given the errors of all
     )
 
     def column(self, name: str) -> NDArray[np.float64]:

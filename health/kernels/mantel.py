@@ -13,12 +13,12 @@ from tsdb.kernels._jit import const, device, f64, i32, i64, kernel, mut, u1, u8
 
 # columns of a row of statistics, as in health.verdicts.Stats.COLUMNS
 ERRORS, ATTEMPTS, EXPECTED, VARIANCE, Z, EXCESS, RATIO, BASELINE, PEER_ERRORS, PEER_ATTEMPTS = range(10)
-TAIL, WILSON_LO, OBSERVERS, OBSERVERS_BAD, STANDARD_ERROR, AGREEMENT, LIMIT, BOUND = range(10, 18)
+TAIL, WILSON_LO, OBSERVERS, OBSERVERS_BAD, STANDARD_ERROR, AGREEMENT, LIMIT, BOUND, EXACT = range(10, 19)
 
 # entries of a rule vector
 R_Z, R_MIN_EXCESS, R_MIN_RATIO, R_MIN_ERRORS, R_MIN_REQUESTS = range(5)
 R_MIN_OBSERVERS, R_TAIL_P, R_WILSON_Z, R_WILSON_FLOOR, R_SURE_SHARE = range(5, 10)
-R_AGREEMENT, R_MIN_VIEW = range(10, 12)
+R_EXACT_P, R_AGREEMENT, R_MIN_VIEW = range(10, 13)
 
 # marks of an endpoint
 NOTHING, CONVICTED, PARTIAL, OTHER = range(4)
@@ -39,6 +39,33 @@ def poisson_tail(count, mean):
         total += term
         j += 1.0
     return total
+
+
+@device
+def binomial_tail(count, trials, mean):
+    """``P(X >= count)`` for a binomial variable of ``trials`` trials and that mean."""
+    if count <= mean:
+        return 1.0
+    if mean <= 0.0 or count > trials:
+        return 0.0
+    p = mean / trials
+    if p >= 1.0:
+        return 1.0
+    term = math.exp(
+        math.lgamma(trials + 1.0)
+        - math.lgamma(count + 1.0)
+        - math.lgamma(trials - count + 1.0)
+        + count * math.log(p)
+        + (trials - count) * math.log1p(-p)
+    )
+    total = term
+    odds = p / (1.0 - p)
+    j = count
+    while j < trials and term > 1e-15 * total:
+        term *= (trials - j) / (j + 1.0) * odds
+        total += term
+        j += 1.0
+    return min(total, 1.0)
 
 
 @device
@@ -65,6 +92,9 @@ def finish(errors, attempts, variance, weight, a, b, observers, bad, peer_errors
     # errors expected under the stratified baseline; at least one error among the peers is assumed, so that none
     # seen never means that none can happen
     mean = max(errors / max(ratio, 1e-9), attempts / (peer_attempts + 1.0)) if errors > 0.0 else 0.0
+    # Given the errors of all, those of the candidate are a sum of independent draws; a binomial of the same mean bounds
+    # its tail (Hoeffding 1956). Unlike the Poisson tail it does not take a baseline for known that has just been lucky.
+    exact = binomial_tail(errors, errors + peer_errors, expected)
     tail = poisson_tail(errors, mean)
     low = wilson(errors, attempts, rule[R_WILSON_Z], -1.0)
     limit = max(baseline + rule[R_SURE_SHARE] * excess, rule[R_WILSON_FLOOR])
@@ -86,6 +116,7 @@ def finish(errors, attempts, variance, weight, a, b, observers, bad, peer_errors
     row[AGREEMENT] = 1.0
     row[LIMIT] = limit
     row[BOUND] = -1.0
+    row[EXACT] = exact
     return (
         z > rule[R_Z]
         and difference > excess
@@ -95,6 +126,7 @@ def finish(errors, attempts, variance, weight, a, b, observers, bad, peer_errors
         and bad >= min(rule[R_MIN_OBSERVERS], observers)
         and low > limit
         and tail < rule[R_TAIL_P]
+        and exact < rule[R_EXACT_P]
     )
 
 
@@ -116,8 +148,9 @@ def zone_view(zone, errors, attempts, peer_errors, peer_attempts, views):
 def agreement(views, excess, rule, row):
     """Share of attempts in observer zones that see the endpoint fail too; 1 when no zone has a view.
 
-    Zones with too few attempts on either side have no view. A zone agrees when its own risk difference exceeds excess / 2 and its errors are likelier at the endpoint's overall
-    ratio than at the baseline. The second half keeps two stray errors of a small zone from counting as a view.
+    Zones with too few attempts on either side have no view. A zone agrees when its own risk difference exceeds
+    excess / 2 and its errors are likelier at the endpoint's overall ratio than at the baseline. The second half keeps
+    two stray errors of a small zone from counting as a view.
     """
     seen = 0.0
     agreed = 0.0
@@ -164,12 +197,12 @@ def judge(
     asked : (trials, P) bool, const                      observers that are believed
     compared : (trials, H) bool, const                   the comparison set
     zones : (P,) int32, const                            zone of each observer, -1 = unknown
-    rule : (12,) float64, const                          thresholds, entries ``R_*``
+    rule : (13,) float64, const                          thresholds, entries ``R_*``
     sums : (8, H) float64, scratch
     peers : (2, P) float64, scratch                      totals of the comparison set at each observer
     views : (zones, 6) float64, scratch
     stand : (H,) uint8, scratch                          1 = in the comparison set, + 2 = may still be convicted
-    table : (trials, H, 18) float64, written             statistics, columns as in ``Stats.COLUMNS``
+    table : (trials, H, 19) float64, written             statistics, columns as in ``Stats.COLUMNS``
     chain : (trials, H) int32, written                   convicted endpoints, worst first, then -1
     marks : (trials, H) uint8, written                   NOTHING, CONVICTED, PARTIAL or OTHER
     incident : (trials,) bool, written                   more than half of the active compared endpoints convicted

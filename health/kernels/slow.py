@@ -56,12 +56,12 @@ def judge_slow(
     quantile : of the peers that bounds "fast"
     excess : least risk difference
     min_peers : least attempts at the peers
-    rule : (12,) float64, const            D1's thresholds
+    rule : (13,) float64, const            D1's thresholds
     below : (G, H, J) float64, scratch     running sums over J
     totals : (G, J) float64, scratch       the same of the comparison set
     peers : (J,) float64, scratch
     views : (zones, 6) float64, scratch
-    table : (H, 18) float64, written       statistics of "slow" instead of "error"
+    table : (H, 19) float64, written       statistics of "slow" instead of "error"
     marks : (H,) uint8, written            NOTHING, CONVICTED (compared), OTHER (not compared) or PARTIAL
 
     Returns
