@@ -15,8 +15,31 @@ NESTING_MAX = 128
 """Most parentheses and calls inside each other: the parser takes a few Python frames for each."""
 
 KEYWORDS = frozenset(
-    "and bool by decolorize drop group_left group_right ignoring ip json keep label_format line_format logfmt offset on"
-    " or pattern regexp unless unpack unwrap without".split()
+    [
+        "and",
+        "bool",
+        "by",
+        "decolorize",
+        "drop",
+        "group_left",
+        "group_right",
+        "ignoring",
+        "ip",
+        "json",
+        "keep",
+        "label_format",
+        "line_format",
+        "logfmt",
+        "offset",
+        "on",
+        "or",
+        "pattern",
+        "regexp",
+        "unless",
+        "unpack",
+        "unwrap",
+        "without",
+    ]
 )
 MATCH_OPS = {"=": MatchOp.EQUAL, "!=": MatchOp.NOT_EQUAL, "=~": MatchOp.REGEX, "!~": MatchOp.NOT_REGEX}
 

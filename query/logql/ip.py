@@ -46,8 +46,8 @@ def parse_addresses(text: str) -> Addresses:
         low, dash, high = text.partition("-")
         first = ipaddress.ip_address(low.strip())
         last = ipaddress.ip_address(high.strip()) if dash else first
-        if first.version != last.version or int(first) > int(last):
-            raise ValueError("no such range")
-        return Addresses(first.version, int(first), int(last))
     except ValueError:
         raise ValueError(f"ip: invalid pattern: {text}") from None
+    if first.version != last.version or int(first) > int(last):
+        raise ValueError(f"ip: invalid pattern: {text}")
+    return Addresses(first.version, int(first), int(last))

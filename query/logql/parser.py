@@ -24,21 +24,43 @@ from query.promql.literals import format_number
 from tsdb.matchers import Matcher
 
 UNWRAPPED = frozenset(
-    "avg_over_time first_over_time last_over_time max_over_time min_over_time quantile_over_time rate rate_counter"
-    " stddev_over_time stdvar_over_time sum_over_time absent_over_time".split()
+    [
+        "avg_over_time",
+        "first_over_time",
+        "last_over_time",
+        "max_over_time",
+        "min_over_time",
+        "quantile_over_time",
+        "rate",
+        "rate_counter",
+        "stddev_over_time",
+        "stdvar_over_time",
+        "sum_over_time",
+        "absent_over_time",
+    ]
 )
 """Range aggregations of values."""
 
-COUNTED = frozenset("absent_over_time bytes_over_time bytes_rate count_over_time rate".split())
+COUNTED = frozenset(["absent_over_time", "bytes_over_time", "bytes_rate", "count_over_time", "rate"])
 """Range aggregations of lines."""
 
 RANGE_OPS = UNWRAPPED | COUNTED
 _GROUPED = frozenset(
-    "avg_over_time first_over_time last_over_time max_over_time min_over_time quantile_over_time stddev_over_time"
-    " stdvar_over_time".split()
+    [
+        "avg_over_time",
+        "first_over_time",
+        "last_over_time",
+        "max_over_time",
+        "min_over_time",
+        "quantile_over_time",
+        "stddev_over_time",
+        "stdvar_over_time",
+    ]
 )
 _WITH_PARAM = frozenset(("topk", "bottomk"))
-VECTOR_OPS = frozenset("avg bottomk count max min sort sort_desc stddev stdvar sum topk".split())
+VECTOR_OPS = frozenset(
+    ["avg", "bottomk", "count", "max", "min", "sort", "sort_desc", "stddev", "stdvar", "sum", "topk"]
+)
 _UNSUPPORTED = frozenset(("approx_topk", "variants"))
 _PRECEDENCE = {
     "or": 1,

@@ -78,3 +78,13 @@ def named_groups(pattern: str) -> tuple[str, ...]:
         if names.count(name) > 1:
             raise ValueError(f"duplicate capture name {name!r}")
     return tuple(names)
+
+
+_TOKEN = re.compile(r"\\Q.*?(?:\\E|$)|\\.|\[\^?\]?(?:\[:[^\]]*:\]|\\.|[^\]\\])*\]?|\(\?<(?![=!])|\(\?|\(", re.DOTALL)
+
+
+@lru_cache(maxsize=512)
+def only_named(pattern: str) -> str:
+    """The regex with all groups but the named ones non-capturing, the names spelled ``(?P<name>``."""
+    spelled = {"(": "(?:", "(?<": "(?P<"}
+    return _TOKEN.sub(lambda token: spelled.get(token[0], token[0]), pattern)

@@ -151,7 +151,7 @@ class StageParser(TokenCursor):
         return self._label_filter(start)
 
     def _is_stage_before_filter(self, word: str) -> bool:
-        """``| json != "x"``: a parser, then a line filter; what looks like a comparison of a label named json is none."""
+        """``| json != "x"``: a parser, then a line filter, although it looks like a comparison."""
         return word in ("json", "logfmt", "unpack", "decolorize") and self.behind() in _LINE_OPS
 
     def _text_stage(self, word: str, text: str, span: Span) -> Stage:

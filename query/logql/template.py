@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from query.logql.template_functions import FUNCTIONS, TemplateError, go_text, is_true
+from query.logql.template_functions import FUNCTIONS, Moment, TemplateError, go_text, is_true
 from query.promql.literals import unquote
 
 _ACTION = re.compile(r"\{\{(-(?=\s))?(.*?)((?<=\s)-)?\}\}", re.DOTALL)
@@ -161,10 +161,6 @@ class _Parser:
         if function is None:
             raise ValueError(f'template: :1: function "{text}" not defined')
         return _call(function, text, [])
-
-
-class Moment(int):
-    """Nanoseconds since 1970, which templates know as a time."""
 
 
 def _variable(scope: Scope, name: str) -> Any:

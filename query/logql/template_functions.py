@@ -37,6 +37,10 @@ _LAYOUT = re.compile(
 _VERB = re.compile(r"%([-+# 0]*)(\d+)?(?:\.(\d+))?([a-zA-Z%])")
 
 
+class Moment(int):
+    """Nanoseconds since 1970, which templates know as a time."""
+
+
 class TemplateError(Exception):
     """A template that fails on a line; the line carries ``__error__="TemplateFormatErr"``."""
 
@@ -75,8 +79,7 @@ def is_true(value: Any) -> bool:
     return bool(value)
 
 
-def _text(value: Any) -> str:
-    return go_text(value)
+_text = go_text
 
 
 def _int(value: Any) -> int:
@@ -146,8 +149,7 @@ def _printf(layout: str, *args: Any) -> str:
             return text.zfill(int(width)) if "0" in flags and kind not in "sqv" else text.rjust(int(width))
         return text
 
-    out = _VERB.sub(verb, layout)
-    return out
+    return _VERB.sub(verb, layout)
 
 
 def _moment(value: Any) -> tuple[datetime, int]:
@@ -161,41 +163,39 @@ def _date(layout: str, value: Any, zone: Any = UTC) -> str:
     moment = moment.astimezone(zone)
 
     def part(match: re.Match[str]) -> str:
-        token = match[0]
+        piece = match[0]
         if match[1]:
             digits = f"{ns:09d}"[: len(match[1])]
             if match[1][0] == "9":
                 digits = digits.rstrip("0")
-                return token[0] + digits if digits else ""
-            return token[0] + digits
-        if token in ("1", "2", "3", "_2"):
-            number = {"1": moment.month, "2": moment.day, "_2": moment.day, "3": moment.hour % 12 or 12}[token]
-            return f"{number:2d}" if token == "_2" else str(number)
-        if "07" in token:
+                return piece[0] + digits if digits else ""
+            return piece[0] + digits
+        if piece in ("1", "2", "3", "_2"):
+            number = {"1": moment.month, "2": moment.day, "_2": moment.day, "3": moment.hour % 12 or 12}[piece]
+            return f"{number:2d}" if piece == "_2" else str(number)
+        if "07" in piece:
             offset = moment.strftime("%z")
-            if token[0] == "Z" and offset == "+0000":
+            if piece[0] == "Z" and offset == "+0000":
                 return "Z"
-            return f"{offset[:3]}:{offset[3:]}" if ":" in token else offset
-        return moment.strftime(_GO_LAYOUT[token])
+            return f"{offset[:3]}:{offset[3:]}" if ":" in piece else offset
+        return moment.strftime(_GO_LAYOUT[piece])
 
     return _LAYOUT.sub(part, layout)
 
 
 def _to_date(layout: str, value: str, zone: Any = UTC) -> int:
     """``time.Parse``; the zero time where it fails, as sprig has it."""
-    from query.logql.template import Moment
-
     pattern = []
     at = 0
     names: list[str] = []
-    for token in _LAYOUT.finditer(layout):
-        pattern.append(re.escape(layout[at : token.start()]))
-        at = token.end()
-        names.append(token[0])
-        kind = token[0]
+    for found_part in _LAYOUT.finditer(layout):
+        pattern.append(re.escape(layout[at : found_part.start()]))
+        at = found_part.end()
+        names.append(found_part[0])
+        kind = found_part[0]
         pattern.append(
             r"((?:[.,]\d+)?)"
-            if token[1]
+            if found_part[1]
             else r"(Z|[+-]\d\d:?\d\d)"
             if "07" in kind
             else r"([A-Za-z]+)"
@@ -211,13 +211,13 @@ def _to_date(layout: str, value: str, zone: Any = UTC) -> int:
     fields = {"%Y": "1970", "%m": "01", "%d": "01", "%H": "00", "%M": "00", "%S": "00"}
     ns = 0
     offset = ""
-    for token, text in zip(names, found.groups(), strict=True):
-        if token[0] in ".,":
+    for piece, text in zip(names, found.groups(), strict=True):
+        if piece[0] in ".,":
             ns = int((text[1:] or "0").ljust(9, "0")[:9])
-        elif "07" in token:
+        elif "07" in piece:
             offset = "+0000" if text == "Z" else text.replace(":", "")
         else:
-            fields[{"1": "%m", "2": "%d", "_2": "%d", "3": "%I"}.get(token) or _GO_LAYOUT[token]] = text.strip()
+            fields[{"1": "%m", "2": "%d", "_2": "%d", "3": "%I"}.get(piece) or _GO_LAYOUT[piece]] = text.strip()
     if "%b" in fields or "%B" in fields:
         fields.pop("%m")
     if "%I" in fields:
@@ -242,7 +242,7 @@ def _zone(name: str) -> ZoneInfo:
 def _compare(a: Any, b: Any) -> int:
     if isinstance(a, str) != isinstance(b, str):
         raise TemplateError("incompatible types for comparison")
-    return (a > b) - (a < b)
+    return int(a > b) - int(a < b)
 
 
 def _equal(a: Any, *others: Any) -> bool:
@@ -258,18 +258,18 @@ def _index(value: Any, *keys: Any) -> Any:
     return value
 
 
-def _substr(start: Any, end: Any, text: Any) -> str:
-    text, start, end = _text(text), _int(start), _int(end)
-    if start < 0:
-        return text[: max(end, 0)]
-    return text[start:] if end < 0 or end > len(text) else text[start:end]
+def _substr(start: Any, end: Any, value: Any) -> str:
+    text, low, high = go_text(value), _int(start), _int(end)
+    if low < 0:
+        return text[: max(high, 0)]
+    return text[low:] if high < 0 or high > len(text) else text[low:high]
 
 
-def _trunc(count: Any, text: Any) -> str:
-    count, text = _int(count), _text(text)
-    if count < 0:
-        return text[count:] if len(text) + count > 0 else text
-    return text[:count]
+def _trunc(count: Any, value: Any) -> str:
+    size, text = _int(count), go_text(value)
+    if size < 0:
+        return text[size:] if len(text) + size > 0 else text
+    return text[:size]
 
 
 def _indent(spaces: Any, text: Any) -> str:
@@ -277,8 +277,8 @@ def _indent(spaces: Any, text: Any) -> str:
     return pad + _text(text).replace("\n", "\n" + pad)
 
 
-def _align(count: Any, text: Any, *, left: bool) -> str:
-    size, text = _int(count), _text(text)
+def _align(count: Any, value: Any, *, left: bool) -> str:
+    size, text = _int(count), go_text(value)
     if size < 0 or len(text) == size:
         return text
     if len(text) > size:
@@ -310,8 +310,6 @@ def _bytes(text: Any) -> float:
 
 
 def _unix_to_time(text: Any) -> Any:
-    from query.logql.template import Moment
-
     digits = _text(text)
     scale = {5: 86_400 * NS, 10: NS, 13: 1_000_000, 16: 1_000, 19: 1}.get(len(digits))
     if scale is None:
@@ -395,7 +393,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "b64enc": lambda text: base64.b64encode(_text(text).encode()).decode(),
     "b64dec": lambda text: base64.b64decode(_text(text)).decode(errors="replace"),
     "fromJson": _from_json,
-    "date": lambda layout, at: _date(layout, at),
+    "date": _date,
     "toDate": lambda layout, text: _to_date(layout, _text(text)),
     "int": _int,
     "float64": _float,

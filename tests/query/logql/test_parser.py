@@ -38,15 +38,24 @@ NEEDS = (
         ('rate({a="b"}[1m]) by (x)', "parse error : grouping not allowed for rate aggregation"),
         ('rate({a="b"}[1q])', 'parse error at line 1, col 13: unknown unit "q" in duration "1q"'),
         ('rate({a="b"})', "parse error at line 1, col 13: syntax error: unexpected )"),
-        ('1 and rate({a="b"}[1m])', "parse error : unexpected literal for left leg of logical/set binary operation (and): 1"),
+        (
+            '1 and rate({a="b"}[1m])',
+            "parse error : unexpected literal for left leg of logical/set binary operation (and): 1",
+        ),
         ('{a="b"} | regexp "x+"', "parse error at line 1, col 9: at least one named capture must be supplied"),
-        ('{a="b"} | approx > ip("x")', "parse error at line 1, col 20: syntax error: unexpected ip, expecting BYTES or NUMBER or DURATION"),
+        (
+            '{a="b"} | approx > ip("x")',
+            "parse error at line 1, col 20: syntax error: unexpected ip, expecting BYTES or NUMBER or DURATION",
+        ),
         ('approx_topk(5, rate({a="b"}[1m]))', "parse error at line 1, col 1: unsupported: approx_topk()"),
         ('{a="b"} | xml', "parse error at line 1, col 9: unsupported: the xml parser"),
         ('{a=~"("}', 'parse error at line 1, col 2: error parsing regexp: missing ): (: "("'),
-        ('{a="b"} | pattern "<a><b>"', "parse error at line 1, col 9: invalid expression: found consecutive capture '<a><b>'"),
+        (
+            '{a="b"} | pattern "<a><b>"',
+            "parse error at line 1, col 9: invalid expression: found consecutive capture '<a><b>'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refusals_have_lokis_words(text: str, error: str) -> None:
     with pytest.raises(LogqlError) as caught:
         parse(text)

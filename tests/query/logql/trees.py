@@ -79,7 +79,20 @@ stages: st.SearchStrategy[Any] = st.one_of(
     st.builds(ast.KeepLabels, _items),
     st.just(ast.Decolorize()),
 )
-log_queries = st.builds(ast.LogQuery, _selectors, st.lists(stages, max_size=4).map(tuple))
+
+
+def _unambiguous(made: list[Any]) -> tuple[Any, ...]:
+    """``| drop app != "x"`` reads as a matcher, not as a line filter behind ``drop app``."""
+    kept: list[Any] = []
+    for stage in made:
+        last = kept[-1] if kept else None
+        behind_name = isinstance(last, ast.DropLabels | ast.KeepLabels) and isinstance(last.items[-1], str)
+        if not (behind_name and isinstance(stage, ast.LineFilter)):
+            kept.append(stage)
+    return tuple(kept)
+
+
+log_queries = st.builds(ast.LogQuery, _selectors, st.lists(stages, max_size=4).map(_unambiguous))
 _durations = st.integers(1, 10**8).map(lambda ms: ms * 1_000_000)
 _groupings = st.builds(ast.Grouping, st.lists(_plain_names, max_size=2).map(tuple), st.booleans())
 _GROUPED = ["avg_over_time", "first_over_time", "last_over_time", "max_over_time", "min_over_time", "stddev_over_time"]

@@ -1,0 +1,149 @@
+"""Log queries: the newest (oldest) lines that pass a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from query.logql.ast import LogQuery, Stage
+from query.logql.engine.batch import Batch, Origin
+from query.logql.engine.stages import is_filter, needles_of, run_stages
+from tsdb.logs.frame import LogReader
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of an answer.
+
+    Attributes
+    ----------
+    ts_ns, line : as they are after the pipeline
+    metadata, parsed : labels by where they come from, sorted by name
+    """
+
+    ts_ns: int
+    line: str
+    metadata: dict[str, str]
+    parsed: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEntries:
+    """Entries of one stream in the order asked for; ``labels`` are the stream's own that are left, sorted by name."""
+
+    labels: dict[str, str]
+    entries: list[Entry] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Scanned:
+    """What a query looked at."""
+
+    lines: int = 0
+    lines_kept: int = 0
+
+
+def select_entries(
+    reader: LogReader,
+    query: LogQuery,
+    start_ns: int,
+    end_ns: int,
+    limit: int,
+    *,
+    backward: bool,
+    now_ns: int,
+    scanned: Scanned,
+    check_time: Callable[[], None],
+) -> list[StreamEntries]:
+    """Exactly the newest (backward) or oldest ``limit`` lines with start <= ts < end, streams sorted by labels.
+
+    Stages behind the last filter run only on the lines that are answered.
+    """
+    cut = max((i + 1 for i, stage in enumerate(query.stages) if is_filter(stage)), default=0)
+    filters, shaping = query.stages[:cut], query.stages[cut:]
+    kept: list[Batch] = []
+    total = 0
+    for frame in reader.select(query.matchers, start_ns, end_ns, needles=needles_of(query.stages), backward=backward):
+        check_time()
+        scanned.lines += len(frame)
+        batch = Batch(frame, None)
+        run_stages(batch, filters, now_ns)
+        if len(batch):
+            kept.append(batch)
+            total += len(batch)
+        if total >= limit:
+            frontier = frame.frontier_ns
+            beyond = sum(int(np.count_nonzero(_beyond(b.frame.ts_ns, frontier, backward))) for b in kept)
+            if beyond >= limit:
+                break
+            if total > 4 * limit + 8192:
+                total = _compact(kept, limit, backward)
+    scanned.lines_kept += total
+    return _answer(kept, limit, shaping, backward, now_ns)
+
+
+def _beyond(ts_ns: NDArray[np.int64], frontier_ns: int, backward: bool) -> NDArray[np.bool_]:
+    return ts_ns > frontier_ns if backward else ts_ns < frontier_ns
+
+
+def _compact(kept: list[Batch], limit: int, backward: bool) -> int:
+    """Let go of lines that are no longer among the first ``limit``; how many are left."""
+    times = np.concatenate([batch.frame.ts_ns for batch in kept])
+    border = np.partition(times, -limit if backward else limit - 1)[-limit if backward else limit - 1]
+    for batch in kept:
+        batch.take(batch.frame.ts_ns >= border if backward else batch.frame.ts_ns <= border)
+    kept[:] = [batch for batch in kept if len(batch)]
+    return sum(map(len, kept))
+
+
+def _answer(
+    kept: list[Batch], limit: int, shaping: tuple[Stage, ...], backward: bool, now_ns: int
+) -> list[StreamEntries]:
+    """The first ``limit`` lines of all batches as streams."""
+    if not kept:
+        return []
+    if backward:
+        kept.reverse()  # oldest first: of one time, what arrived first stands first
+    times = np.concatenate([batch.frame.ts_ns for batch in kept])
+    order = np.argsort(times, kind="stable")
+    chosen = order[::-1][:limit] if backward else order[:limit]
+    rank = np.full(len(times), -1)
+    rank[chosen] = np.arange(len(chosen))
+    rows: list[tuple[int, tuple[tuple[str, str], ...], Entry]] = []
+    at = 0
+    for batch in kept:
+        ranks = rank[at : at + len(batch)]
+        at += len(batch)
+        if (ranks < 0).all():
+            continue
+        batch.take(ranks >= 0)
+        run_stages(batch, shaping, now_ns)
+        rows += zip(ranks[ranks >= 0].tolist(), *_rows(batch), strict=True)
+    rows.sort(key=lambda row: row[0])
+    streams: dict[tuple[tuple[str, str], ...], StreamEntries] = {}
+    for _, labels, entry in rows:
+        stream = streams.get(labels)
+        if stream is None:
+            stream = streams[labels] = StreamEntries(dict(labels))
+        stream.entries.append(entry)
+    return [streams[labels] for labels in sorted(streams)]
+
+
+def _rows(batch: Batch) -> tuple[list[tuple[tuple[str, str], ...]], list[Entry]]:
+    """Stream labels and entry of every line of a batch."""
+    parts: dict[Origin, list[tuple[str, list[str]]]] = {origin: [] for origin in Origin}
+    stored = batch.stored_names()
+    for name in batch.names():
+        origin = batch.origins.get(name, stored.get(name, Origin.PARSED))
+        parts[origin].append((name, batch.get(name).to_list()))
+    labels: list[tuple[tuple[str, str], ...]] = []
+    entries: list[Entry] = []
+    for row, (ts_ns, line) in enumerate(zip(batch.frame.ts_ns.tolist(), batch.line_texts(), strict=True)):
+        labels.append(tuple((name, texts[row]) for name, texts in parts[Origin.STREAM] if texts[row]))
+        metadata = {name: texts[row] for name, texts in parts[Origin.METADATA] if texts[row]}
+        parsed = {name: texts[row] for name, texts in parts[Origin.PARSED] if texts[row]}
+        entries.append(Entry(ts_ns, line, metadata, parsed))
+    return labels, entries

@@ -1,0 +1,268 @@
+"""Metric queries: lines become samples, the window and group kernels of PromQL do the rest.
+
+Times are nanoseconds here: the kernels count in any unit, only a division by seconds has to know which.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from query.engine import aggregate, binary, functions
+from query.engine.context import QueryContext, Steps
+from query.engine.grid import Grid, RangeVector, Scalar, empty_table
+from query.engine.labels import label_replace
+from query.engine.window import WindowCall, evaluate_call
+from query.errors import ExecutionError
+from query.kernels.log_windows import add_to_windows
+from query.logql.ast import (
+    Binary,
+    Grouping,
+    LabelReplace,
+    Literal,
+    LogRange,
+    MetricExpr,
+    RangeAggregation,
+    Unit,
+    Unwrap,
+    Vector,
+    VectorAggregation,
+)
+from query.logql.engine.batch import Batch
+from query.logql.engine.entries import Scanned
+from query.logql.engine.series import SeriesNumbers
+from query.logql.engine.stages import needles_of, number_of, run_stages
+from query.logql.engine.wanted import wanted_labels
+from query.logql.units import NS
+from query.promql import ast as promql
+from query.promql.ast import VectorSelector
+from query.storage import FrameSelection
+from tsdb.frame import SeriesFrame
+from tsdb.logs.frame import LogReader
+
+Value = Grid | Scalar
+
+_NOTHING = promql.NumberLiteral(0.0)
+_WINDOW_FUNCTIONS = {"rate": "sum_over_time", "rate_counter": "rate"}
+_SUMMED = frozenset(("count_over_time", "rate", "bytes_over_time", "bytes_rate"))
+
+
+class MetricEvaluator:
+    """Evaluates metric expressions at one set of steps (in nanoseconds)."""
+
+    __slots__ = ("_ctx", "_now_ns", "_reader", "_scanned", "_steps")
+
+    def __init__(self, ctx: QueryContext, reader: LogReader, steps: Steps, now_ns: int, scanned: Scanned) -> None:
+        self._ctx = ctx
+        self._reader = reader
+        self._steps = steps
+        self._now_ns = now_ns
+        self._scanned = scanned
+
+    def evaluate(self, expr: MetricExpr) -> Value:
+        """Value of an expression at all steps."""
+        self._ctx.check_time()
+        match expr:
+            case Literal():
+                return Scalar(np.full(self._steps.count, expr.value))
+            case Vector():
+                return functions.vector_of(self._ctx, Scalar(np.full(self._steps.count, expr.value)))
+            case RangeAggregation():
+                return self._range(expr, expr.grouping)
+            case VectorAggregation():
+                return self._aggregation(expr)
+            case Binary():
+                return self._binary(expr)
+            case LabelReplace():
+                grid = self._grid(expr.expr)
+                return label_replace(self._ctx, grid, expr.target, expr.template, expr.source, expr.pattern)
+            case _ as unreachable:
+                assert_never(unreachable)
+
+    def _grid(self, expr: MetricExpr) -> Grid:
+        value = self.evaluate(expr)
+        return functions.vector_of(self._ctx, value) if isinstance(value, Scalar) else value
+
+    # ---------------------------------------------------------------- operators
+
+    def _aggregation(self, expr: VectorAggregation) -> Grid:
+        inner = expr.expr
+        grouping = expr.grouping or Grouping(())
+        if (
+            expr.op == "sum"
+            and not grouping.without
+            and isinstance(inner, RangeAggregation)
+            and inner.op in _SUMMED
+            and inner.range.unwrap is None
+        ):
+            return self._range(inner, grouping)  # sums of counts are counts of the groups
+        grid = self._grid(inner)
+        if expr.op in ("sort", "sort_desc"):
+            return functions.sort(grid, self._steps, expr.op == "sort_desc")
+        node = promql.Aggregation(expr.op, _NOTHING, None, grouping.names, grouping.without, expr.span)
+        if expr.op in aggregate.FOLDS:
+            return aggregate.fold(self._ctx, node, grid)
+        assert expr.param is not None
+        return aggregate.topk(node, grid, np.full(self._steps.count, expr.param))
+
+    def _binary(self, expr: Binary) -> Value:
+        chain = [expr]
+        while isinstance(left := chain[-1].lhs, Binary):
+            chain.append(left)
+        value = self.evaluate(left)
+        for link in reversed(chain):
+            value = self._combine(link, value, self.evaluate(link.rhs))
+        return value
+
+    def _combine(self, expr: Binary, lhs: Value, rhs: Value) -> Value:
+        node = promql.Binary(expr.op, _NOTHING, _NOTHING, expr.return_bool, expr.matching, expr.span)
+        if isinstance(lhs, Scalar):
+            if isinstance(rhs, Scalar):
+                return binary.scalars(node, lhs, rhs)
+            return binary.vector_scalar(node, rhs, lhs, swapped=True)
+        if isinstance(rhs, Scalar):
+            return binary.vector_scalar(node, lhs, rhs, swapped=False)
+        if expr.op in binary.SETS:
+            return binary.sets(self._ctx, node, lhs, rhs)
+        return binary.vectors(self._ctx, node, lhs, rhs)
+
+    # ---------------------------------------------------------------- windows
+
+    def _range(self, expr: RangeAggregation, grouping: Grouping | None) -> Grid:
+        log_range = expr.range
+        if expr.op == "absent_over_time":
+            present = self._counted("count_over_time", log_range, Grouping(()))
+            selector = VectorSelector("", log_range.query.matchers)
+            return functions.absent(self._ctx, selector, present, self._steps.count)
+        if log_range.unwrap is None:
+            return self._counted(expr.op, log_range, grouping)
+        return self._unwrapped(expr, log_range, log_range.unwrap, grouping)
+
+    def _bounds(self, log_range: LogRange) -> tuple[int, int]:
+        """Times that any window reaches, the second one excluded."""
+        first = self._steps.first_ms - log_range.offset_ns - log_range.range_ns + 1
+        return first, self._steps.last_ms - log_range.offset_ns + 1
+
+    def _counted(self, op: str, log_range: LogRange, grouping: Grouping | None) -> Grid:
+        """Aggregations of lines: each line is added to its windows as it passes, nothing is kept."""
+        ctx, steps, query = self._ctx, self._steps, log_range.query
+        numbers = SeriesNumbers(grouping, (), ctx.limits.series_max)
+        wanted = wanted_labels(query.stages, None, grouping)
+        counts = np.zeros((1, steps.count + 1))
+        weigh = op.startswith("bytes")
+        sums = np.zeros((1, steps.count + 1)) if weigh else counts
+        start_ns, end_ns = self._bounds(log_range)
+        first = steps.first_ms - log_range.offset_ns
+        for frame in self._reader.select(
+            query.matchers, start_ns, end_ns, needles=needles_of(query.stages), backward=False
+        ):
+            ctx.check_time()
+            self._scanned.lines += len(frame)
+            batch = Batch(frame, wanted)
+            run_stages(batch, query.stages, self._now_ns)
+            if not len(batch):
+                continue
+            self._scanned.lines_kept += len(batch)
+            series = numbers.number(batch)
+            if len(numbers) > len(counts):
+                ctx.reserve(2 * len(numbers), steps.count)
+                counts = _grown(counts, len(numbers))
+                sums = _grown(sums, len(numbers)) if weigh else counts
+            weights = np.diff(batch.lines().offsets).astype(np.float64) if weigh else np.zeros(0)
+            windows = (first, steps.step_ms, log_range.range_ns)
+            add_to_windows(batch.frame.ts_ns, series, weights, *windows, counts, sums)
+        n = len(numbers)
+        if not n:
+            return _no_series(ctx, steps.count)
+        found = np.cumsum(counts[:n], axis=1)[:, :-1]
+        values = np.cumsum(sums[:n], axis=1)[:, :-1] if weigh else found
+        if op in ("rate", "bytes_rate"):
+            values = values / (log_range.range_ns / NS)
+        labels = numbers.table(ctx.symbols)
+        return Grid(labels, np.ascontiguousarray(values), found > 0, np.zeros(n, np.bool_)).without_empty()
+
+    def _unwrapped(
+        self, expr: RangeAggregation, log_range: LogRange, unwrap: Unwrap, grouping: Grouping | None
+    ) -> Grid:
+        """Aggregations of the values of a label."""
+        ctx, steps = self._ctx, self._steps
+        numbers = SeriesNumbers(grouping, (unwrap.name,), ctx.limits.series_max)
+        pieces = self._samples(log_range, unwrap, numbers, grouping)
+        if not pieces:
+            return _no_series(ctx, steps.count)
+        series, ts_ns, values = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        order = np.lexsort((ts_ns, series))
+        offsets = np.zeros(len(numbers) + 1, np.int64)
+        np.cumsum(np.bincount(series, minlength=len(numbers)), out=offsets[1:])
+        labels = numbers.table(ctx.symbols)
+        frame = SeriesFrame(labels, offsets, ts_ns[order], values[order])
+        end = steps.first_ms - log_range.offset_ns
+        no_drop = np.zeros(len(labels), np.bool_)
+        vector = RangeVector(labels, FrameSelection(frame), len(ts_ns), no_drop, log_range.range_ns, end, steps.step_ms)
+        params = np.full(steps.count, 0.0 if expr.param is None else expr.param)
+        func = _WINDOW_FUNCTIONS.get(expr.op, expr.op)
+        grid = evaluate_call(ctx, WindowCall(func, vector, steps, params), expr.span)
+        if expr.op == "rate":
+            grid.values /= log_range.range_ns / NS
+        elif expr.op == "rate_counter":
+            grid.values *= NS / 1000  # the kernel takes a thousand units for a second
+        return Grid(grid.labels, grid.values, grid.present, np.zeros(len(grid), np.bool_))
+
+    def _samples(
+        self, log_range: LogRange, unwrap: Unwrap, numbers: SeriesNumbers, grouping: Grouping | None
+    ) -> list[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float64]]]:
+        """(series, time, value) of all lines with the label."""
+        ctx, query = self._ctx, log_range.query
+        wanted = wanted_labels(query.stages, unwrap, grouping)
+        pieces = []
+        start_ns, end_ns = self._bounds(log_range)
+        for frame in self._reader.select(
+            query.matchers, start_ns, end_ns, needles=needles_of(query.stages), backward=False
+        ):
+            ctx.check_time()
+            self._scanned.lines += len(frame)
+            batch = Batch(frame, wanted)
+            run_stages(batch, query.stages, self._now_ns)
+            if not len(batch):
+                continue
+            batch.take(batch.get(unwrap.name).present)
+            batch.samples = unwrapped_values(batch, unwrap)
+            run_stages(batch, unwrap.filters, self._now_ns)
+            if not len(batch):
+                continue
+            self._scanned.lines_kept += len(batch)
+            pieces.append((numbers.number(batch), batch.frame.ts_ns, batch.samples))
+            ctx.stats.samples += len(batch)
+            if ctx.stats.samples > ctx.limits.samples_max:
+                raise ExecutionError(
+                    f"query would hold more than limits.query.samples_max ({ctx.limits.samples_max}) samples"
+                )
+        return pieces
+
+
+def unwrapped_values(batch: Batch, unwrap: Unwrap) -> NDArray[np.float64]:
+    """(n,) float64 value of each line's label; lines without a number are marked."""
+    column = batch.get(unwrap.name)
+    if unwrap.conversion == "bytes":
+        values = column.map(lambda text: number_of(text, Unit.BYTES), np.nan)
+    elif unwrap.conversion:
+        values = column.map(lambda text: number_of(text, Unit.DURATION) / NS, np.nan)
+    else:
+        values = column.map(lambda text: number_of(text, Unit.NUMBER), np.nan)
+    bad = np.isnan(values)
+    if bad.any():
+        bad &= ~(column.map(lambda text: float(text.lower() in ("nan", "+nan", "-nan")), 0.0) > 0)
+        batch.fail(bad, "SampleExtractionErr", f"cannot read {unwrap.name} as a number")
+    return values
+
+
+def _grown(array: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
+    out = np.zeros((max(rows, 2 * len(array)), array.shape[1]))
+    out[: len(array)] = array
+    return out
+
+
+def _no_series(ctx: QueryContext, steps: int) -> Grid:
+    return Grid(empty_table(ctx.symbols), np.zeros((0, steps)), np.zeros((0, steps), np.bool_), np.zeros(0, np.bool_))
