@@ -309,11 +309,23 @@ class ServiceWindow:
             h = endpoints[None, :, None]
             self._latency = self._latency.rearranged(np.where(h >= 0, (g * old_h + h) * buckets + j, -1).ravel())
         self._latency_shape = (self._latency_shape[0], len(endpoints), self._latency_shape[2])
-        self._since = np.where(cells >= 0, self._since[:, cells], 0.0)
+        since = np.zeros((2, len(cells)))
+        since[:, cells >= 0] = self._since[:, cells[cells >= 0]]
+        self._since = since
         fresh = endpoints < 0
         for name in ("_last_seen_ms", "_restarted_ms", "valid_from_ms"):
             old = getattr(self, name)
             setattr(self, name, np.where(fresh, NEVER_MS, old[endpoints] if len(old) else NEVER_MS))
+
+    def divide_latency(self, n_groups: int, n_buckets: int, zones: tuple[str, ...]) -> None:
+        """Keep latency in other groups or buckets from now on; what was counted so far is forgotten."""
+        self._latency_shape = (n_groups, self._shape[1], n_buckets)
+        self._latency_zones = zones
+        if self._policy.latency.enabled:
+            now_bin = self._fine[Channel.ERRORS].now_bin
+            self._latency = Ring(n_groups * self._shape[1] * n_buckets, FINE_S, self._policy.latency.windows_s)
+            if now_bin is not None:
+                self._latency.advance(now_bin)
 
     def signals(self, now_ms: int) -> Signals:
         """What the detectors look at; the arrays are views that the next :meth:`advance` changes."""
@@ -390,6 +402,14 @@ class CounterTable:
             more = rows - len(self._ms)
             self._ms = np.concatenate((self._ms, np.full(more, NEVER_MS, dtype=np.int64)))
             self._value = np.concatenate((self._value, np.full(more, np.nan)))
+
+    def rearranged(self, sources: NDArray[np.int64]) -> CounterTable:
+        """The same table with other counters: counter i is the old ``sources[i]``, or unknown where that is -1."""
+        new = CounterTable(len(sources))
+        kept = np.flatnonzero(sources >= 0)
+        new._ms[kept] = self._ms[sources[kept]]
+        new._value[kept] = self._value[sources[kept]]
+        return new
 
     def newest_ms(self) -> NDArray[np.int64]:
         """Time of the newest sample of each counter, (rows,) int64; ``NEVER_MS`` before the first."""
