@@ -103,8 +103,9 @@ def _plan(n_rows: int, parts: Sequence[tuple[Chunks, LateSamples]], mint_ms: int
     tail = n_late = 0
     for (chunks, late), base in zip(parts, bases[1:], strict=True):
         tail = kernels.place_chunks(
-            *_columns(chunks), chunks.words, mint_ms, maxt_ms, base, bases[0], tails, tail, cursors, pieces
-        )
+            *_columns(chunks), chunks.kinds, chunks.words, mint_ms, maxt_ms, base, bases[0], tails, tail,
+            cursors, pieces,
+        )  # fmt: skip
         if len(late):
             kernels.late_pieces(
                 late.rows, late.ts_ms, n_late, mint_ms, maxt_ms, 1, piece_counts, sample_counts, cursors, pieces

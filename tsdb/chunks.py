@@ -18,7 +18,8 @@ CHUNK_SPAN_MS = 2 * 3_600_000
 class ChunkKind(IntEnum):
     """Encoding of a chunk; the byte is stored in blocks (docs/format/chunk.md)."""
 
-    XOR = 1
+    XOR = 1  # the head's, a stream of bits
+    PACK = 2  # scaled integers, where a chunk is that: in blocks only
     NATIVE_HISTOGRAM = 16  # reserved: nothing writes it yet, readers refuse it by name
 
 

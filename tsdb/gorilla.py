@@ -1,6 +1,8 @@
-"""Encode plain samples into XOR chunks and back, many series at once."""
+"""Encode plain samples into chunks, chunks into other encodings, and back, many series at once."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +10,7 @@ from numpy.typing import NDArray
 from tsdb.chunks import CHUNK_SPAN_MS, ChunkKind, Chunks
 from tsdb.errors import CorruptionError
 from tsdb.kernels import gorilla as kernels
+from tsdb.kernels import pack
 
 
 def encode_rows(
@@ -81,15 +84,43 @@ def decode_rows(chunks: Chunks) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     ends = chunks.word_offsets + chunks.word_counts
     if len(chunks) and int(ends.max()) + kernels.PAD_WORDS > len(words):
         words = np.concatenate([words, np.zeros(kernels.PAD_WORDS, np.uint64)])
-    done = kernels.decode_chunks(words, chunks.word_offsets, chunks.word_counts, chunks.counts, times, bits)
+    done = pack.decode_chunks(words, chunks.word_offsets, chunks.word_counts, chunks.counts, chunks.kinds, times, bits)
     if done < 0:
         raise CorruptionError("chunk", 0, "payload ends before its last sample")
     return times.view(np.int64), bits
 
 
+def repack(chunks: Chunks) -> Chunks:
+    """The same samples in the encodings that suit a block: PACK where it fits, else as they are.
+
+    Parameters
+    ----------
+    chunks : with ``kernels.PAD_WORDS`` unused words behind the last payload
+
+    Raises
+    ------
+    tsdb.errors.CorruptionError        a payload that does not decode
+    """
+    check_descriptors(chunks)
+    n = len(chunks)
+    longest = int(chunks.counts.max(initial=0))
+    used = int(chunks.word_counts.sum(dtype=np.int64))
+    words = np.zeros(used + used // 8 + kernels.PAD_WORDS, np.uint64)
+    offsets, word_counts, kinds = np.empty(n, np.int64), np.empty(n, np.int32), np.empty(n, np.uint8)
+    made = pack.pack_chunks(
+        chunks.words, chunks.word_offsets, chunks.word_counts, chunks.counts, chunks.kinds,
+        np.empty(longest, np.uint64), np.empty(longest, np.uint64), np.empty(longest, np.int64),
+        words, offsets, word_counts, kinds,
+    )  # fmt: skip
+    if made < 0:
+        raise CorruptionError("chunk", -1 - made, "payload does not decode")
+    words = words[: made + kernels.PAD_WORDS].copy()
+    return replace(chunks, kinds=kinds, word_offsets=offsets, word_counts=word_counts, words=words)
+
+
 def check_descriptors(chunks: Chunks) -> None:
     """Raise CorruptionError for a chunk of a kind this version cannot decode, or outside the words."""
-    unknown = np.flatnonzero(chunks.kinds != ChunkKind.XOR)
+    unknown = np.flatnonzero((chunks.kinds != ChunkKind.XOR) & (chunks.kinds != ChunkKind.PACK))
     if len(unknown):
         kind = int(chunks.kinds[unknown[0]])
         name = {k.value: k.name for k in ChunkKind}.get(kind, str(kind))

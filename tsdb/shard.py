@@ -20,7 +20,7 @@ from tsdb.block.block import Block, BlockMeta, write_block
 from tsdb.blockstore import BlockStore
 from tsdb.chunks import Chunks, LateSamples
 from tsdb.errors import CorruptionError, OverloadedError
-from tsdb.gorilla import encode_rows
+from tsdb.gorilla import encode_rows, repack
 from tsdb.head import Head
 from tsdb.index.registry import SeriesRegistry
 from tsdb.index.static import StaticIndex
@@ -299,7 +299,7 @@ class Shard:
         renumber = np.full(len(cut.refs), -1, np.int32)
         renumber[used] = np.arange(len(used), dtype=np.int32)
         refs = cut.refs[used]
-        chunks = join_chunks([pick_chunks(p, c, renumber) for p, c in zip(parts, chosen, strict=True)])
+        chunks = repack(join_chunks([pick_chunks(p, c, renumber) for p, c in zip(parts, chosen, strict=True)]))
         arrays = StaticIndex.build(self._registry, refs)
         # The key names span and log position, so a cut that is repeated after a crash makes the same object.
         key = f"{self._prefix}/block-{first * span_ms}-{(last + 1) * span_ms}-{cut.position}"

@@ -119,6 +119,11 @@ class Senders:
         for thread in self._threads:
             thread.join()
 
+    def so_far(self) -> set[tuple[str, int]]:
+        """What has been acknowledged until now."""
+        with self._lock:
+            return set(self.acknowledged)
+
     def _run(self, sender: int, port: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         rng = random.Random(sender)
@@ -147,13 +152,11 @@ class Senders:
                     self.requests += 1
 
 
-def audit(server: Server, senders: Senders) -> int:
-    """Compare what a restarted server holds with what it acknowledged; the number of samples it holds."""
+def audit(server: Server, senders: Senders, acknowledged: set[tuple[str, int]]) -> int:
+    """Compare what a restarted server holds with what was acknowledged; the number of samples it holds."""
     held = server.samples("crash[100d]", senders.next_ms + 60_000)
-    lost = senders.acknowledged - held.keys()
-    assert not lost, (
-        f"{len(lost)} of {len(senders.acknowledged)} acknowledged samples are lost, e.g. {sorted(lost)[:3]}"
-    )
+    lost = acknowledged - held.keys()
+    assert not lost, f"{len(lost)} of {len(acknowledged)} acknowledged samples are lost, e.g. {sorted(lost)[:3]}"
     foreign = held.keys() - senders.sent.keys()
     assert not foreign, f"{len(foreign)} samples were never sent, e.g. {sorted(foreign)[:3]}"
     changed = [key for key, value in held.items() if senders.sent[key] != value]
@@ -172,7 +175,7 @@ def crash_cycles(data: Path, cycles: int, crash: Callable[[Server], None], confi
         crash(server)
         senders.stop()
         server = Server(data, config)
-        held = audit(server, senders)
+        held = audit(server, senders, senders.so_far())
         print(f"cycle {cycle}: {senders.requests} requests acknowledged, {held} samples held, none lost")
     assert server.stop() == 0
     assert senders.requests > 20 * cycles, "the senders hardly got anything through"

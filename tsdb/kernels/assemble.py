@@ -6,16 +6,17 @@ A *piece* is one chunk, or a run of plain samples of one row: 6 int64 of a table
 from __future__ import annotations
 
 from tsdb.kernels._jit import const, device, i32, i64, kernel, mut, u8, u64
-from tsdb.kernels.gorilla import PAD_WORDS, decode_chunk
+from tsdb.kernels.gorilla import PAD_WORDS
+from tsdb.kernels.pack import PACK, XOR, decode_any
 
 PIECE_COLUMNS = 5
 FIRST = 0  # first word of the payload, or -1 - first plain sample
-WORDS = 1  # words of the payload
+WORDS = 1  # words of the payload, and its kind above KIND_SHIFT
 COUNT = 2  # samples
 MIN = 3  # first and last time
 MAX = 4
 
-XOR = 1  # tsdb.chunks.ChunkKind.XOR
+KIND_SHIFT = 32
 
 
 _CHUNKS = (const(i32), const(i64), const(i64), const(i32), const(i64), const(i32))
@@ -44,7 +45,7 @@ def count_chunks(
     for i in range(len(rows)):
         row = i64(rows[i])
         size = i64(word_counts[i])
-        if row < 0 or row >= n_rows or counts[i] < 1 or kinds[i] != XOR:
+        if row < 0 or row >= n_rows or counts[i] < 1 or (kinds[i] != XOR and kinds[i] != PACK):
             return -1 - i
         if size < 2 or offsets[i] < 0 or offsets[i] > n_words - size:
             return -1 - i
@@ -66,9 +67,9 @@ def put_piece(pieces, at, first, n_words, count, min_ms, max_ms):
     pieces[at, MAX] = max_ms
 
 
-@kernel(i64(*_CHUNKS, const(u64), i64, i64, i64, i64, mut(u64), i64, mut(i64), mut(i64, 2)))
+@kernel(i64(*_CHUNKS, const(u8), const(u64), i64, i64, i64, i64, mut(u64), i64, mut(i64), mut(i64, 2)))
 def place_chunks(
-    rows, min_ms, max_ms, counts, offsets, word_counts, words, mint_ms, maxt_ms,
+    rows, min_ms, max_ms, counts, offsets, word_counts, kinds, words, mint_ms, maxt_ms,
     base, tail_base, tails, tail, cursors, pieces,
 ):  # fmt: skip
     """Write the chunks of one source that :func:`count_chunks` counted behind the pieces of earlier sources.
@@ -98,7 +99,7 @@ def place_chunks(
                 tail += size + PAD_WORDS
             at = cursors[rows[i]]
             cursors[rows[i]] = at + 1
-            put_piece(pieces, at, first, size, counts[i], min_ms[i], max_ms[i])
+            put_piece(pieces, at, first, size | (i64(kinds[i]) << KIND_SHIFT), counts[i], min_ms[i], max_ms[i])
     return tail
 
 
@@ -145,7 +146,9 @@ def read_piece(pieces, p, words, late_times, late_bits, out_times, out_bits, at)
     count = pieces[p, COUNT]
     first = pieces[p, FIRST]
     if first >= 0:
-        return decode_chunk(words, u64(first), u64(pieces[p, WORDS]), u64(count), out_times, out_bits, u64(at))
+        kind = pieces[p, WORDS] >> KIND_SHIFT
+        n_words = pieces[p, WORDS] & ((1 << KIND_SHIFT) - 1)
+        return decode_any(kind, words, first, n_words, count, out_times, out_bits, at)
     source = -1 - first
     for k in range(count):
         out_times[at + k] = late_times[source + k]

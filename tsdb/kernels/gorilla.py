@@ -282,26 +282,3 @@ def encode_rows(rows, times, values, span, out_rows, out_min, out_max, out_count
         out_words[chunk] = i32(at - begin)
         chunk += 1
     return chunk
-
-
-@kernel(i64(const(u64), const(i64), const(i32), const(i32), mut(u64), mut(u64)))
-def decode_chunks(words, offsets, word_counts, counts, out_times, out_values):
-    """Decode chunks one after the other into one pair of arrays.
-
-    Parameters
-    ----------
-    words : (n_words,) uint64, const   each payload is followed by ``PAD_WORDS`` words of anything
-    offsets : (n_chunks,) int64, const; word_counts, counts : (n_chunks,) int32, const
-    out_times, out_values : (sum of counts,) uint64, written
-
-    Returns
-    -------
-    int64        samples written, or ``TRUNCATED``
-    """
-    at = _0
-    for chunk in range(len(offsets)):
-        count = u64(counts[chunk])
-        if decode_chunk(words, u64(offsets[chunk]), u64(word_counts[chunk]), count, out_times, out_values, at) < 0:
-            return TRUNCATED
-        at += count
-    return i64(at)
