@@ -28,17 +28,39 @@ def _fail(text: str, code: int) -> typer.Exit:
 
 @app.command()
 def serve(
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data [storage.path].")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", "--storage.tsdb.path", help="Folder of the data [storage.path].")
+    ] = None,
     listen: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Address to serve on [server.listen].")
+        str | None,
+        typer.Option(
+            "--listen", "--web.listen-address", metavar="HOST:PORT", help="Address to serve on [server.listen]."
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", "--config.file", help="Configuration (YAML).")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond loopback without tokens.")] = False,
     enable_admin_api: Annotated[
         bool, typer.Option("--enable-admin-api", "--web.enable-admin-api", help="Serve snapshots [server.admin_api].")
     ] = False,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [log.level].")] = None,
-    log_format: Annotated[str | None, typer.Option(help="text or json [log.format].")] = None,
+    route_prefix: Annotated[
+        str | None, typer.Option("--web.route-prefix", help="Also serve below this path [server.route_prefix].")
+    ] = None,
+    retention: Annotated[
+        str | None, typer.Option("--storage.tsdb.retention.time", help="Age of the oldest data [storage.retention].")
+    ] = None,
+    retention_bytes: Annotated[
+        str | None,
+        typer.Option("--storage.tsdb.retention.size", help="Most bytes of blocks [storage.retention_bytes]."),
+    ] = None,
+    lookback: Annotated[str | None, typer.Option("--query.lookback-delta", help="[query.lookback_delta]")] = None,
+    timeout: Annotated[str | None, typer.Option("--query.timeout", help="[query.timeout]")] = None,
+    concurrency: Annotated[int | None, typer.Option("--query.max-concurrency", help="[query.max_concurrency]")] = None,
+    log_level: Annotated[
+        str | None, typer.Option("--log-level", "--log.level", help="debug, info, warning or error [log.level].")
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option("--log-format", "--log.format", help="text or json [log.format].")
+    ] = None,
 ) -> None:
     """Take samples in, keep them, answer queries; SIGTERM ends it cleanly."""
     from meshpulse.config import ConfigError, load_config, read_tokens
@@ -46,8 +68,14 @@ def serve(
     from meshpulse.logs import configure_logs
 
     overrides: dict[str, dict[str, Any]] = {
-        "server": {"listen": listen, "insecure": insecure or None, "admin_api": enable_admin_api or None},
-        "storage": {"path": data_dir},
+        "server": {
+            "listen": listen,
+            "insecure": insecure or None,
+            "admin_api": enable_admin_api or None,
+            "route_prefix": route_prefix,
+        },
+        "storage": {"path": data_dir, "retention": retention, "retention_bytes": retention_bytes},
+        "query": {"lookback_delta": lookback, "timeout": timeout, "max_concurrency": concurrency},
         "log": {"level": log_level, "format": log_format},
     }
     try:

@@ -30,6 +30,7 @@ _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w
 _DURATION = re.compile(r"(?:(\d+)y)?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?")
 _UNIT_BYTES = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SIZE = re.compile(r"(\d+)\s*([KMGT]iB|B|)")
+_ROUTE_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 _JOB_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 
@@ -95,10 +96,19 @@ class ServerConfig(Section):
     listen: str = "127.0.0.1:9090"
     insecure: bool = False
     drain: Duration = timedelta(seconds=10)
+    route_prefix: str = ""
     admin_api: bool = False
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None
     tls_client_ca_file: Path | None = None
+
+    @field_validator("route_prefix")
+    @classmethod
+    def _prefix(cls, value: str) -> str:
+        prefix = value.rstrip("/")
+        if prefix and not _ROUTE_PREFIX.fullmatch(prefix):
+            raise ValueError("must begin with / and be plain letters, digits and . _ - ~ /, for example /meshpulse")
+        return prefix
 
     @model_validator(mode="after")
     def _tls(self) -> ServerConfig:

@@ -40,15 +40,18 @@ class Gateway:
     hot_prefixes : path prefix -> application, asked when no exact path fits
     """
 
-    def __init__(self, progress: Progress, pages: App, guard: Guard) -> None:
+    def __init__(self, progress: Progress, pages: App, guard: Guard, route_prefix: str = "") -> None:
         self._progress = progress
         self._pages = pages
         self._guard = guard
+        self._prefix = route_prefix
         self.hot: Mapping[str, App] = {}
         self.hot_prefixes: Mapping[str, App] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
+        if self._prefix:
+            scope = self._without_prefix(scope)
         if scope["type"] == "http":
             refusal = self._guard.refuse(scope)
             if refusal is not None:
@@ -57,6 +60,15 @@ class Gateway:
             await self._find(scope["path"])(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._refuse_websocket(scope, receive, send)
+
+    def _without_prefix(self, scope: Scope) -> Scope:
+        """The scope as if the client had not written ``server.route_prefix``; paths without it work as well."""
+        path = scope["path"]
+        rest = path.removeprefix(self._prefix)
+        if rest == path or rest[:1] not in ("", "/"):
+            return scope
+        raw = (scope.get("raw_path") or path.encode()).removeprefix(self._prefix.encode())
+        return {**scope, "path": rest or "/", "raw_path": raw or b"/"}
 
     def _find(self, path: str) -> App:
         app = self.hot.get(path)
@@ -144,7 +156,7 @@ def serve(config: Config, listener: socket.socket, tokens: Sequence[Token] = (),
 async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token], tls: TlsFiles | None) -> int:
     progress = Progress()
     runtime = Runtime(config, progress)
-    gateway = Gateway(progress, create_pages(runtime), Guard(tokens, runtime.tally))
+    gateway = Gateway(progress, create_pages(runtime), Guard(tokens, runtime.tally), config.server.route_prefix)
     settings = uvicorn.Config(
         gateway,
         loop="none",

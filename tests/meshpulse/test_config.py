@@ -58,6 +58,15 @@ def test_sizes(text: str, size: int) -> None:
 def test_off_is_a_word() -> None:
     assert parse_config("wal: {sync: off}").wal.sync is SyncMode.OFF
     assert parse_config("server: {insecure: true}").server.insecure
+    assert parse_config("server: {route_prefix: /a/b/}").server.route_prefix == "/a/b"
+    assert parse_config("server: {route_prefix: /}").server.route_prefix == ""
+    for wrong in ("a", "/a b", "/%2e"):
+        with pytest.raises(ConfigError, match=r"line 1: server\.route_prefix"):
+            parse_config(f"server: {{route_prefix: {wrong}}}")
+    with pytest.raises(ConfigError, match="belong together"):
+        parse_config("server: {tls_cert_file: x}")
+    with pytest.raises(ConfigError, match="tls_client_ca_file needs"):
+        parse_config("server: {tls_client_ca_file: x}")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from meshpulse.asgi import App, Receive, Scope, Send, answer
-from meshpulse.auth import Guard
+from meshpulse.auth import Guard, Role, Token
 from meshpulse.config import parse_config
 from meshpulse.pages import create_pages
 from meshpulse.runtime import Runtime
@@ -64,6 +64,36 @@ def gateway(progress: Progress, tmp_path: Path) -> Gateway:
     config = parse_config("", {"storage": {"path": tmp_path}})
     runtime = Runtime(config, progress)
     return Gateway(progress, create_pages(runtime), Guard([], runtime.tally))
+
+
+@pytest.mark.parametrize("prefix", ["/mesh", "/a/b"])
+def test_g9_everything_works_below_a_prefix_too(progress: Progress, tmp_path: Path, prefix: str) -> None:
+    config = parse_config("", {"storage": {"path": tmp_path}, "server": {"route_prefix": f"{prefix}/"}})
+    runtime = Runtime(config, progress)
+    gateway = Gateway(progress, create_pages(runtime), Guard([], runtime.tally), config.server.route_prefix)
+    seen: list[tuple[str, bytes]] = []
+
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        seen.append((scope["path"], scope["raw_path"]))
+        await answer(send, 200, b"hot")
+
+    gateway.hot = {"/api/v1/write": app}
+    for path in ("/api/v1/write", f"{prefix}/api/v1/write"):
+        assert call(gateway, "POST", path).body == b"hot"
+    assert seen == [("/api/v1/write", b"/api/v1/write")] * 2
+    assert call(gateway, "GET", f"{prefix}/-/healthy").status == 200
+    assert call(gateway, "GET", prefix).status == 200
+    assert call(gateway, "GET", f"{prefix}/").status == 200
+    assert call(gateway, "GET", f"{prefix}x/-/healthy").status == 404
+
+
+def test_a_prefix_hides_nothing_from_the_guard(progress: Progress, tmp_path: Path) -> None:
+    runtime = Runtime(parse_config("", {"storage": {"path": tmp_path}}), progress)
+    guard = Guard([Token.of("reader", "x" * 20, [Role.READ])], runtime.tally)
+    gateway = Gateway(progress, create_pages(runtime), guard, "/mesh")
+    bearer = {"Authorization": f"Bearer {'x' * 20}"}
+    assert call(gateway, "POST", "/mesh/api/v1/admin/tsdb/snapshot", bearer).status == 403
+    assert call(gateway, "GET", "/mesh/metrics").status == 401
 
 
 async def hot(_scope: Scope, _receive: Receive, send: Send) -> None:
