@@ -130,7 +130,7 @@ class Step:
             else:
                 self._candidates.append((Candidate(endpoint, 0.0, forced=True), Detector.OVERRIDE))
             return True
-        if known is not None and known.state not in (State.HEALTHY, State.UNKNOWN):
+        if known is not None and known.state in (State.EJECTED, State.PROBATION, State.RAMP):
             self._become(
                 endpoint,
                 known,
