@@ -19,6 +19,7 @@ from tsdb.blockstore import FolderStore
 from tsdb.disk import DiskGuard
 from tsdb.errors import LimitError, MeshpulseError, Reason, RejectedError
 from tsdb.limits import SeriesLimits, TimeLimits
+from tsdb.logs.store import LOG_SHARD, LogLimits, LogStore
 from tsdb.replay import Replay
 from tsdb.shard import MIN_MS, HeadCut, Shard
 from tsdb.tally import Tally
@@ -63,6 +64,7 @@ class StoreConfig:
     min_free_fraction: float = 0.05
     series: SeriesLimits = field(default_factory=SeriesLimits)
     time: TimeLimits = field(default_factory=TimeLimits)
+    logs: LogLimits = field(default_factory=LogLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,8 @@ class TSDB:
         self._tenants: dict[str, Tenant] = {}
         self._lock = threading.Lock()
         self._maintenance = threading.Thread(target=self._maintain_for_ever, name="maintenance", daemon=True)
+        self._log_parts = threading.Thread(target=self._write_log_parts, name="log-parts", daemon=True)
+        self._log_work = threading.Event()
         self._cut_lock = threading.Lock()
         self._stopping = threading.Event()
         self._idle_since: dict[tuple[str, int], tuple[int, float]] = {}
@@ -160,14 +164,17 @@ class TSDB:
         self.replay.run(self.log)
         # Never below a published position: a log whose files were lost must not number its records anew.
         first = max(shard.manifest.next_position for tenant in self.tenants() for shard in tenant.shards)
-        self.log.start(first)
+        self.log.start(max(first, *(tenant.logs.manifest.next_position for tenant in self.tenants())))
         self._maintenance.start()
+        self._log_parts.start()
 
     def close(self) -> None:
         """Sync and close the log; what is in the heads comes back by replay."""
         self._stopping.set()
-        if self._maintenance.is_alive():
-            self._maintenance.join()
+        self._log_work.set()
+        for thread in (self._maintenance, self._log_parts):
+            if thread.is_alive():
+                thread.join()
         self.log.close()
 
     # -- tenants
@@ -186,6 +193,7 @@ class TSDB:
                     self.config.time,
                     self.tally,
                     self._disk,
+                    LogStore(name, self.store, self.log, self._disk, self.config.logs, self._log_work.set),
                 )
             return tenant
 
@@ -227,6 +235,18 @@ class TSDB:
     def _maintain_for_ever(self) -> None:
         while not self._stopping.wait(self.config.maintenance_seconds):
             self.maintain()
+
+    def _write_log_parts(self) -> None:
+        """Turn full log buffers into parts: on a thread of its own, so that pushes do not wait for a cut."""
+        while not self._stopping.is_set():
+            self._log_work.wait(self.config.maintenance_seconds)
+            self._log_work.clear()
+            for tenant in self.tenants():
+                try:
+                    tenant.logs.maintain()
+                except (MeshpulseError, OSError) as error:
+                    self.cut_failures += 1
+                    self.last_error = f"{tenant.name}/logs: {error}"
 
     def maintain(self) -> None:
         """One pass: cut heads that are due, delete what is past retention, free log segments."""
@@ -315,6 +335,8 @@ class TSDB:
         known = self._tenants.get(tenant)
         if known is None:
             return False
+        if shard == LOG_SHARD:
+            return max_ms == TIME_NONE or position < known.logs.manifest.next_position
         manifest = known.shards[shard].manifest
         # A partition without samples (series, metadata) is needed by nobody: each segment defines its own series.
         return max_ms == TIME_NONE or (max_ms < manifest.cut_ms and position < manifest.next_position)

@@ -66,6 +66,10 @@ class Replay:
             return self._samples(tenant, record)
         elif record.kind == Kind.METADATA:
             tenant.keep_metadata({name: Metadata(t, h, u) for name, t, h, u in decode_metadata(record.body)})
+        elif record.kind == Kind.STREAM:
+            tenant.logs.replay_streams(record.body, record.segment)
+        elif record.kind == Kind.LOG_ROWS:
+            return tenant.logs.replay_rows(record.body, record.segment, record.position)
         else:
             raise CorruptionError("write-ahead log", record.position, f"record of unknown kind {record.kind}")
         return 0

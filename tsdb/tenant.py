@@ -22,6 +22,7 @@ from tsdb.frame import LabelTable, SeriesFrame, Symbols
 from tsdb.index.registry import SeriesRegistry
 from tsdb.kernels.shard import NO_SLOT, scatter, unlogged
 from tsdb.limits import SelectLimits, SeriesLimits, TimeLimits
+from tsdb.logs.store import LogStore
 from tsdb.matchers import Matcher
 from tsdb.shard import MIN_MS, LiveBlock, Part, Shard, block_part
 from tsdb.tally import Tally
@@ -128,8 +129,10 @@ class Tenant:
         time_limits: TimeLimits,
         tally: Tally,
         disk: DiskGuard,
+        logs: LogStore,
     ) -> None:
         self.name = name
+        self.logs = logs
         self.registry = SeriesRegistry(series_limits)
         self._log = log
         self._tally = tally

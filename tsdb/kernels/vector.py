@@ -17,6 +17,9 @@ from numba.extending import intrinsic
 WIDTH = 64
 """Bytes looked at by one :func:`match_pair`: so many must be readable behind both positions."""
 
+STRING = 32
+"""Bytes looked at by one :func:`string_stops`."""
+
 COPY = 16
 """Bytes moved by one :func:`copy16`."""
 
@@ -31,6 +34,12 @@ if config.DISABLE_JIT:
         """Copy 16 bytes; both ranges are in bounds."""
         target[to : to + COPY] = source[at : at + COPY]
         return 0
+
+    def string_stops(data: Any, at: int) -> Any:
+        """Bit k is set where ``data[at + k]`` ends or interrupts a JSON string: a quote, a backslash, a control."""
+        block = data[at : at + STRING]
+        hits = (block == 34) | (block == 92) | (block < 32)
+        return np.uint64(int.from_bytes(np.packbits(hits, bitorder="little").tobytes(), "little"))
 
 else:
 
@@ -56,6 +65,25 @@ else:
             return builder.bitcast(both, ir.IntType(64))
 
         return types.uint64(data, types.int64, types.uint8, types.int64, types.uint8), codegen
+
+    @intrinsic
+    def string_stops(_typing: Any, data: Any, _at: Any) -> Any:
+        """Bit k is set where ``data[at + k]`` ends or interrupts a JSON string: a quote, a backslash, a control."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            vector = ir.VectorType(ir.IntType(8), STRING)
+            block = builder.load(_pointer(context, builder, signature.args[0], args[0], args[1], vector), align=1)
+
+            def every(byte: int) -> Any:
+                return ir.Constant(vector, [byte] * STRING)
+
+            quote = builder.icmp_unsigned("==", block, every(34))
+            escape = builder.icmp_unsigned("==", block, every(92))
+            control = builder.icmp_unsigned("<", block, every(32))
+            hits = builder.or_(builder.or_(quote, escape), control)
+            return builder.zext(builder.bitcast(hits, ir.IntType(STRING)), ir.IntType(64))
+
+        return types.uint64(data, types.int64), codegen
 
     @intrinsic
     def copy16(_typing: Any, source: Any, _at: Any, target: Any, _to: Any) -> Any:

@@ -7,7 +7,7 @@ frame, and only those that are wanted: a filter on one field of a stored column 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import pairwise
@@ -77,14 +77,15 @@ class Texts(NamedTuple):
 class Column:
     """One text a row of a frame, as its type was stored.
 
-    Exactly one of ``codes`` and ``plain`` is there. ``ints`` comes in addition when the column was stored as numbers:
-    where ``is_int`` the text is exactly the decimal number ``ints / 10**scale`` written with ``scale`` decimals.
+    Either ``codes`` with their ``dictionary`` are there, or only :meth:`texts` gives the texts. ``ints`` come in
+    addition when the column was stored as numbers: where ``is_int`` the text is exactly the decimal number
+    ``ints / 10**scale`` written with ``scale`` decimals.
 
     Attributes
     ----------
     kind : FieldKind
     dictionary, codes : (n_values,) Texts and (n,) int32: the text of row i is ``dictionary[codes[i]]``
-    plain : (n,) Texts, one a row
+    plain : (n,) Texts, one a row, or what makes them; use :meth:`texts`
     present : (n,) bool, None = every row has the field; absent rows have an empty text
     escaped : whether any text holds a backslash, i.e. must be unescaped as JSON (TEXT) to be the value
     ints : (n,) int64
@@ -95,7 +96,7 @@ class Column:
     kind: FieldKind
     dictionary: Texts | None = None
     codes: NDArray[np.int32] | None = None
-    plain: Texts | None = None
+    plain: Texts | Callable[[], Texts] | None = None
     present: NDArray[np.bool_] | None = None
     escaped: bool = False
     ints: NDArray[np.int64] | None = None
@@ -105,13 +106,13 @@ class Column:
     def __len__(self) -> int:
         if self.codes is not None:
             return len(self.codes)
-        return len(self.plain.offsets) - 1 if self.plain else 0
+        return len(self.ints) if self.ints is not None else len(self.texts().offsets) - 1
 
     def texts(self) -> Texts:
         """One text a row, whatever the column's type."""
         if self.codes is None or self.dictionary is None:
             assert self.plain is not None
-            return self.plain
+            return self.plain if isinstance(self.plain, Texts) else self.plain()
         starts = self.dictionary.offsets[self.codes]
         return gather(self.dictionary.data, starts, self.dictionary.offsets[self.codes + 1] - starts)
 

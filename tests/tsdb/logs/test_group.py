@@ -1,0 +1,237 @@
+"""Groups of rows give back what was put in, whatever it was; fields are what a JSON parser finds."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tests.reference.log_split import json_fields, text_values
+from tsdb.errors import CorruptionError
+from tsdb.kernels.log_split import JSON, TEXT, VALUES_MAX, split_lines
+from tsdb.logs.columns import spans_of
+from tsdb.logs.frame import FieldKind, Format, Texts
+from tsdb.logs.group import Entries, StoredRows, encode_group
+
+scalars = st.one_of(
+    st.text(max_size=12), st.integers(-(10**19), 10**19), st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from([True, False, None, "", "10.0.0.1", "deadbeefdeadbeef", "/a/1/b/007", "0.050", "-0"]),
+)  # fmt: skip
+objects = st.dictionaries(
+    st.text('abcxyz_.\\"é', min_size=1, max_size=5),
+    scalars | st.dictionaries(st.text("kl", max_size=2), scalars | st.lists(scalars, max_size=2), max_size=2),
+    max_size=5,
+)
+json_lines = st.builds(
+    lambda value, compact, ascii_only: json.dumps(
+        value, separators=(",", ":") if compact else None, ensure_ascii=ascii_only
+    ),
+    objects, st.booleans(), st.booleans(),
+)  # fmt: skip
+words = st.sampled_from(
+    ["GET", "/a/1", "id=7", 'k="v 1"', "k=", '"', "=", "x1=2", "10.0.0.1", "took", "0.25s", "[", "a=b=c", "\\", '"\\"',
+     "127.0.0.1:80", "\t", "\x00", "é1"],
+)  # fmt: skip
+text_lines = st.lists(words, max_size=8).flatmap(lambda w: st.sampled_from([" ".join(w), "".join(w)]))
+lines = st.one_of(json_lines, text_lines, st.text('{}[]":,\\u0a1 -.eE', max_size=24))
+
+
+def split(texts: list[bytes]) -> tuple[list[int], list[list[bytes]]]:
+    data, offsets = Texts.of(texts)
+    n = len(texts)
+    first, how = np.empty(n + 1, np.int64), np.empty(n, np.uint8)
+    room = VALUES_MAX * n
+    starts, ends = np.empty(room, np.int64), np.empty(room, np.int64)
+    escaped, shape = np.empty(n, np.uint8), np.empty(n, np.uint64)
+    done = split_lines(data, offsets[:-1], offsets[1:], 0, starts, ends, first, how, escaped, shape)
+    assert done == n
+    values = [[data[starts[v] : ends[v]].tobytes() for v in range(first[i], first[i + 1])] for i in range(n)]
+    return how.tolist(), values
+
+
+@pytest.mark.kernel
+@settings(max_examples=300, deadline=None)
+@given(text_lines)
+def test_text_is_split_as_the_twin_does(line: str) -> None:
+    if line.startswith("{"):
+        return
+    how, values = split([line.encode()])
+    assert how == [TEXT]
+    assert values == [[v.encode() for v in text_values(line)]]
+
+
+@pytest.mark.kernel
+@settings(max_examples=400, deadline=None)
+@given(lines)
+@example('{"a":01}')
+@example('{"a":1,}')
+@example('{"a":"\\u12g4"}')
+@example('{"a":nul}')
+@example('{"a":1}x')
+@example("{}")
+def test_json_is_what_a_parser_takes(line: str) -> None:
+    try:
+        parsed = json.loads(line, parse_constant=lambda c: 1 / 0)
+        valid = isinstance(parsed, dict)
+    except (ValueError, ZeroDivisionError):
+        valid = False
+    (how,), _ = split([line.encode("utf-8", "surrogatepass")])
+    if how == JSON:
+        assert valid, line
+    elif valid:
+        assert b"[" in line.encode("utf-8", "surrogatepass"), "only arrays make valid JSON loose"
+
+
+def group_of(texts: list[bytes], metadata: list[dict[str, str]] | None = None) -> StoredRows:
+    rng = np.random.default_rng(len(texts))
+    n = len(texts)
+    ts_ns = np.sort(rng.integers(0, 10**18, n))
+    blobs = [b"".join(k.encode() + b"\xff" + v.encode() + b"\xff" for k, v in m.items()) for m in metadata or [{}] * n]
+    levels = np.zeros(n, np.uint8)
+    parts, size, _ = encode_group(Entries(ts_ns, spans_of(Texts.of(texts)), Texts.of(blobs), levels))
+    data = b"".join(parts)
+    assert len(data) == size
+    rows = StoredRows(memoryview(data), "test")
+    assert rows.ts_ns.tolist() == ts_ns.tolist()
+    return rows
+
+
+def check_lines(rows: StoredRows, texts: list[bytes]) -> None:
+    assert rows.lines(np.arange(rows.n)).to_list() == texts
+    some = np.flatnonzero(np.random.default_rng(1).random(rows.n) < 0.3)
+    assert rows.lines(some).to_list() == [texts[i] for i in some]
+
+
+@pytest.mark.kernel
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(lines | st.binary(max_size=20), min_size=1, max_size=6), st.integers(1, 40), st.randoms())
+def test_lines_come_back(samples: list[str | bytes], times: int, shuffle: object) -> None:
+    texts = [s if isinstance(s, bytes) else s.encode("utf-8", "surrogatepass") for s in samples] * times
+    shuffle.shuffle(texts)  # type: ignore[attr-defined]
+    check_lines(group_of(texts), texts)
+
+
+COLUMNS = {
+    "const": st.just("x"),
+    "few": st.sampled_from(["", "a", "b c", "504"]),
+    "int": st.integers(-(10**18), 10**18).map(str),
+    "small": st.integers(0, 5000).map(str),
+    "decimal": st.integers(0, 99_999).map(lambda v: f"{v / 1000:.3f}"),
+    "odd decimal": st.integers(0, 99_999).map(lambda v: f"{v / 1000:.3f}")
+    | st.sampled_from(["", "-", "1.0, 2.0", "-0.000"]),
+    "ip": st.tuples(*[st.integers(0, 255)] * 4).map(lambda p: ".".join(map(str, p))),
+    "bad ip": st.sampled_from(["1.2.3.4", "01.2.3.4", "256.1.1.1", "1.2.3", "1.2.3.4.5", "1..2.3"]),
+    "hex": st.binary(min_size=16, max_size=16).map(bytes.hex),
+    "odd hex": st.binary(min_size=8, max_size=8).map(bytes.hex) | st.just("ABCDEF0123456789"),
+    "path": st.tuples(st.sampled_from(["/a/", "/b/c/", "/0/"]), st.integers(0, 10**19)).map(
+        lambda p: f"{p[0]}{p[1]}/x"
+    ),
+    "slot": st.sampled_from(["\x00", "a\x001", "7", "007"]),
+    "text": st.text(max_size=10),
+}
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("kind", list(COLUMNS))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_columns_come_back(kind: str, data: st.DataObject) -> None:
+    n = data.draw(st.integers(16, 120))
+    seeds = data.draw(st.lists(COLUMNS[kind], min_size=1, max_size=n))
+    values = [seeds[i % len(seeds)] for i in range(n)]
+    other = [str(1000 + i) for i in range(n)]
+    texts = [json.dumps({"n": int(o), "v": v}).encode() for o, v in zip(other, values, strict=True)]
+    rows = group_of(texts)
+    check_lines(rows, texts)
+    assert rows.format is Format.JSON
+    column = rows.field("v", np.arange(n))
+    assert column is not None
+    assert column.kind is FieldKind.TEXT
+    got = column.texts().to_list()
+    assert [json.loads(b'"' + text + b'"') for text in got] == values
+    assert column.escaped or b"\\" not in b"".join(got)
+    if column.ints is not None:
+        number = column.is_int if column.is_int is not None else np.ones(n, bool)
+        for i in np.flatnonzero(number):
+            value = int(column.ints[i])
+            text = f"{abs(value):0{column.scale + 1}d}"
+            text = f"{text[: -column.scale]}.{text[-column.scale :]}" if column.scale else text
+            assert ("-" if value < 0 else "") + text == values[i]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(json_lines, min_size=1, max_size=3))
+def test_fields_are_those_of_a_parser(samples: list[str]) -> None:
+    texts = [s.encode() for s in samples for _ in range(20)]
+    rows = group_of(texts)
+    if rows.format is not Format.JSON:
+        return
+    expected = [json_fields(t.decode()) for t in texts]
+    assert set(rows.field_names) == {name for fields in expected for name in fields or {}}
+    for name in rows.field_names:
+        column = rows.field(name, np.arange(rows.n))
+        assert column is not None
+        for i, text in enumerate(column.texts().to_list()):
+            fields = expected[i]
+            assert fields is not None
+            present = column.present is None or bool(column.present[i])
+            assert present == (name in fields)
+            if present:
+                quoted = b'"' + text + b'"' if isinstance(fields[name], str) else text
+                assert json.loads(quoted) == fields[name]
+
+
+def test_logfmt_has_fields() -> None:
+    texts = [f'level=info id={i} msg="hello {i}" took=0.{i:03d}'.encode() for i in range(100)]
+    rows = group_of(texts)
+    assert rows.format is Format.LOGFMT
+    assert rows.field_names == ("level", "id", "msg", "took")
+    column = rows.field("id", np.array([3, 7]))
+    assert column is not None
+    assert column.texts().to_list() == [b"3", b"7"]
+    assert rows.field("nope", np.arange(3)) is None
+
+
+def test_other_text_has_no_fields() -> None:
+    rows = group_of([f"took {i} ms for id={i}".encode() for i in range(50)])
+    assert rows.format is Format.UNKNOWN
+    assert rows.field_names == ()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(["trace_id", "a", "b"]), st.text(max_size=6)), min_size=1, max_size=40))
+def test_metadata_come_back(metadata: list[dict[str, str]]) -> None:
+    rows = group_of([b"x"] * len(metadata), metadata)
+    assert set(rows.metadata_names) == {name for m in metadata for name in m}
+    for name in rows.metadata_names:
+        column = rows.metadata(name, np.arange(rows.n))
+        assert column is not None
+        got = column.texts().to_list()
+        for i, m in enumerate(metadata):
+            present = column.present is None or bool(column.present[i])
+            assert (got[i].decode() if present else None) == m.get(name)
+    again = [
+        dict(zip(p[::2], p[1::2], strict=True))
+        for p in (blob.split(b"\xff")[:-1] for blob in rows.metadata_blobs().to_list())
+    ]
+    assert again == [{k.encode(): v.encode() for k, v in m.items()} for m in metadata]
+
+
+def test_lying_groups_raise() -> None:
+    rng = np.random.default_rng(5)
+    texts = [json.dumps({"a": i, "p": f"/x/{i}", "h": f"{i:032x}"}).encode() for i in range(300)]
+    parts, _, _ = encode_group(
+        Entries(np.arange(300), spans_of(Texts.of(texts)), Texts.of([b""] * 300), np.zeros(300, np.uint8))
+    )
+    good = b"".join(parts)
+    for at in rng.integers(8, len(good), 150).tolist():
+        bad = bytearray(good)
+        bad[at] ^= 1 << int(rng.integers(8))
+        try:
+            rows = StoredRows(memoryview(bytes(bad)), "bad")
+            rows.lines(np.arange(rows.n))
+        except (CorruptionError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+            pass

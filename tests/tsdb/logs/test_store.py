@@ -1,0 +1,256 @@
+"""The log store: what is acknowledged is there, once, after any flush, crash, compaction."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tsdb.db import TSDB, StoreConfig
+from tsdb.labels import Labels
+from tsdb.logs import part as part_module
+from tsdb.logs.batch import LogBatch, decode_rows, encode_rows
+from tsdb.logs.frame import Texts
+from tsdb.logs.store import LogLimits, LogStore
+from tsdb.matchers import Matcher, MatchOp
+
+END = 1 << 62
+Row = tuple[str, int, bytes]
+
+
+def open_db(path: Path, **logs: float) -> TSDB:
+    db = TSDB(
+        StoreConfig(path=path, min_free_bytes=0, min_free_fraction=0, maintenance_seconds=3600, logs=LogLimits(**logs))
+    )  # type: ignore[arg-type]
+    db.open()
+    return db
+
+
+def batch_of(logs: LogStore, rows: list[Row], metadata: list[dict[str, str]] | None = None) -> LogBatch:
+    lines = Texts.of([line for _, _, line in rows])
+    blobs = [
+        b"".join(k.encode() + b"\xff" + v.encode() + b"\xff" for k, v in m.items())
+        for m in metadata or [{}] * len(rows)
+    ]
+    meta = Texts.of(blobs)
+    refs = [logs.resolve(Labels.of({"app": app, "log": "x"})) for app, _, _ in rows]
+    ts = np.array([ts for _, ts, _ in rows], np.int64)
+    return LogBatch(
+        np.array(refs, np.uint32), ts, lines.offsets, lines.data, meta.offsets, meta.data, np.ones(len(rows), np.uint8)
+    )
+
+
+def push(logs: LogStore, rows: list[Row], metadata: list[dict[str, str]] | None = None) -> int:
+    return logs.append(batch_of(logs, rows, metadata)).result()
+
+
+def read(
+    logs: LogStore, app: str | None = None, start: int = 0, end: int = END, *, backward: bool = False
+) -> list[Row]:
+    matchers = [Matcher("app", MatchOp.EQUAL, app)] if app else []
+    out = []
+    for frame in logs.select(matchers, start, end, backward=backward):
+        names = [row["app"] for row in frame.labels]
+        assert (np.diff(frame.ts_ns) >= 0).all()
+        out += [
+            (names[s], t, line)
+            for s, t, line in zip(frame.stream_row.tolist(), frame.ts_ns.tolist(), frame.lines().to_list(), strict=True)
+        ]
+    return out
+
+
+def rows_of(first: int, n: int, apps: int = 3) -> list[Row]:
+    return [
+        (f"a{i % apps}", 1_000_000 * i, json.dumps({"i": i, "id": f"{i * 7919:032x}", "p": f"/x/{i % 5}"}).encode())
+        for i in range(first, first + n)
+    ]
+
+
+def test_rows_are_read_in_memory_and_from_parts(tmp_path: Path) -> None:
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    first, second = rows_of(0, 500), rows_of(500, 100)
+    assert push(logs, first) == 500
+    logs.flush()
+    assert push(logs, second) == 100
+    assert sorted(read(logs)) == sorted(first + second)
+    assert sorted(read(logs, "a1", 10_000_000, 510_000_000)) == sorted(
+        r for r in first + second if r[0] == "a1" and 10_000_000 <= r[1] < 510_000_000
+    )
+    stats = logs.stats([], 0, END)
+    assert (stats.streams, stats.entries, stats.bytes) == (3, 600, sum(len(r[2]) for r in first + second))
+    table, entries, _ = logs.volume([Matcher("app", MatchOp.EQUAL, "a0")], 0, END)
+    assert [row["app"] for row in table] == ["a0"]
+    assert entries.tolist() == [200]
+    assert logs.label_names([], 0, END) == ["app", "log"]
+    assert logs.label_values("app", [], 0, END) == ["a0", "a1", "a2"]
+    assert logs.label_values("app", [], 599_000_000, END) == ["a2"]
+    assert len(logs.streams([], 0, END)) == 3
+    db.close()
+
+
+def test_frontiers_serve_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part_module, "ROWS_MAX", 64)
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    rows = rows_of(0, 700)
+    for first in (0, 300):
+        push(logs, rows[first : first + 300])
+        logs.flush()
+    push(logs, rows[600:])
+    for backward in (True, False):
+        seen: list[int] = []
+        frames = 0
+        for frame in logs.select([], 0, END, backward=backward):
+            frames += 1
+            seen += frame.ts_ns.tolist()
+            beyond = [t for t in seen if (t > frame.frontier_ns if backward else t < frame.frontier_ns)]
+            if len(beyond) >= 30:
+                break
+        newest = sorted(seen, reverse=backward)[:30]
+        assert newest == sorted((r[1] for r in rows), reverse=backward)[:30]
+        assert frames < 12
+    db.close()
+
+
+def test_needles_leave_out_groups_but_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part_module, "ROWS_MAX", 100)
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    rows = rows_of(0, 1000)
+    push(logs, rows)
+    logs.flush()
+    needles = [
+        b"%032x" % (777 * 7919),
+        b"%030x" % (777 * 7919),
+        b'"i":777,',
+        b"/x/3",
+        b"f" * 32,
+        b"G" * 40,
+        b'"id":"%032x"' % 7919,
+    ]
+    for needle in needles:
+        got = [
+            line
+            for frame in logs.select([], 0, END, needles=[needle])
+            for line in frame.take(frame.contains(needle)).lines().to_list()
+        ]
+        assert sorted(got) == sorted(line for _, _, line in rows if needle in line), needle
+    assert len(list(logs.select([], 0, END, needles=[needles[0]]))) <= 2
+    assert not list(logs.select([], 0, END, needles=[b"G" * 40]))
+    db.close()
+
+
+def test_a_crash_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    rows = rows_of(0, 400)
+    push(logs, rows[:300], [{"trace_id": f"t{i}"} for i in range(300)])
+    logs.flush()
+    push(logs, rows[300:])
+    os.sync()
+    db.log.close()  # no other goodbye: the buffers are only in the log
+    again = open_db(tmp_path)
+    logs = again.tenant("default").logs
+    assert sorted(read(logs)) == sorted(rows)
+    frame = next(iter(logs.select([Matcher("app", MatchOp.EQUAL, "a0")], 0, 1_000_000)))
+    column = frame.metadata("trace_id")
+    assert column is not None
+    assert column.texts().to_list() == [b"t0"]
+    level = frame.metadata("detected_level")
+    assert level is not None
+    assert level.texts().to_list() == [b"unknown"]
+    assert not again.stats().damage
+    again.close()
+
+
+def test_the_log_is_freed_once_rows_are_in_parts(tmp_path: Path) -> None:
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    push(logs, rows_of(0, 10))
+    record = (logs.name, 0x8000, 9, logs._view.buffers[-1].position)
+    assert not db._is_published(*record)
+    logs.flush()
+    assert db._is_published(*record)
+    db.close()
+
+
+def test_the_same_entry_is_kept_once(tmp_path: Path) -> None:
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    row = ("a", 5, b"line")
+    assert push(logs, [row, row, ("a", 5, b"other"), ("b", 5, b"line")]) == 3
+    assert push(logs, [row]) == 0
+    assert push(logs, [row], [{"k": "v"}]) == 1
+    logs.flush()
+    assert push(logs, [row]) == 0
+    assert logs.store_stats().repeated == 3
+    db.close()
+
+
+def test_late_entries_and_any_time_are_taken(tmp_path: Path) -> None:
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    rows = [("a", t, b"x%d" % t) for t in (10**18, 5, 0, 999, 10**15 + 1)]
+    push(logs, rows[:3])
+    logs.flush()
+    push(logs, rows[3:])
+    logs.flush()
+    assert sorted(read(logs)) == sorted(rows)
+    db.close()
+
+
+def test_small_parts_are_joined_and_old_ones_go(tmp_path: Path) -> None:
+    db = open_db(tmp_path, retention_ms=1000)
+    logs = db.tenant("default").logs
+    rows = rows_of(0, 500)
+    for first in range(0, 500, 100):
+        push(logs, rows[first : first + 100], [{"n": str(i)} for i in range(100)])
+        logs.flush()
+    assert logs.store_stats().parts == 5
+    logs.maintain()
+    assert logs.store_stats().parts == 1
+    assert logs.store_stats().compactions == 1
+    assert sorted(read(logs)) == sorted(rows)
+    assert len(db.store.list("tenants/default/logs/block-")) == 1
+    push(logs, [("a0", 10**10, b"newest")])
+    logs.flush()
+    logs.maintain()
+    assert read(logs) == [("a0", 10**10, b"newest")]
+    db.close()
+    again = open_db(tmp_path)
+    assert read(again.tenant("default").logs) == [("a0", 10**10, b"newest")]
+    again.close()
+
+
+def test_damage_costs_a_group_or_a_part_not_the_start(tmp_path: Path) -> None:
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    for k in range(2):
+        push(logs, rows_of(100 * k, 100))
+        logs.flush()
+    db.close()
+    (first, _) = sorted((tmp_path / "tenants/default/logs").glob("block-*"))
+    first.write_bytes(first.read_bytes()[:-9])
+    again = open_db(tmp_path)
+    logs = again.tenant("default").logs
+    assert len(logs.damage) == 1
+    assert sorted(read(logs)) == sorted(rows_of(100, 100))
+    push(logs, rows_of(200, 1))
+    logs.flush()
+    assert len(logs.manifest.blocks) == 3
+    again.close()
+
+
+def test_record_bodies_round_trip(tmp_path: Path) -> None:
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    batch = batch_of(logs, [("a", -5, b""), ("b", 1 << 62, b"\xff\x00")], [{}, {"k": "é"}])
+    got = decode_rows(encode_rows(batch))
+    assert got.ts_ns.tolist() == [-5, 1 << 62]
+    assert Texts(got.line_bytes, got.line_offsets).to_list() == [b"", b"\xff\x00"]
+    assert Texts(got.meta_bytes, got.meta_offsets).to_list() == [b"", b"k\xff\xc3\xa9\xff"]
+    db.close()

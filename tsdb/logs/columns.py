@@ -1,0 +1,447 @@
+"""Typed columns of log values: the type is what gives the identical text back in the fewest bytes.
+
+Each type may leave out some rows, the exceptions, whose texts are kept beside it; so one odd value does not cost a
+column its type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tsdb.errors import CorruptionError
+from tsdb.kernels import log_columns as kernels
+from tsdb.kernels.log_columns import DELTA, DICT_MAX, HEX, IPS, NUMBERS, OTHER, PLAIN, SCALE_MAX
+from tsdb.kernels.log_head import longest_word
+from tsdb.logs.blobs import NO_INTS, BlobReader, BlobWriter
+from tsdb.logs.frame import PAD_BYTES, Column, FieldKind, Texts, gather
+
+EXCEPTIONS_MAX = 0.3
+"""Share of the rows that a type may leave out."""
+
+SAMPLE_ROWS = 1024
+HEX_BYTES_MIN = 8
+NUMBERS_DISTINCT_MIN = 64
+"""Fewer distinct numbers are a dictionary."""
+
+TS = -1
+"""Number of the time of the entries where a column refers to another."""
+
+_BACKSLASH = 0x5C
+
+
+class Spans(NamedTuple):
+    """Texts as byte ranges of one buffer, in any order; ``PAD_BYTES`` readable behind the last."""
+
+    data: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def rows(self, rows: NDArray[np.int64]) -> Spans:
+        """Some of them."""
+        return Spans(self.data, self.starts[rows], self.lengths[rows])
+
+    def texts(self) -> Texts:
+        """One behind the other."""
+        return gather(self.data, self.starts, self.lengths)
+
+
+class Numbers(NamedTuple):
+    """A column stored as numbers, which later ones may refer to."""
+
+    column: int
+    scale: int
+    ints: NDArray[np.int64]
+
+
+def spans_of(texts: Texts) -> Spans:
+    """Texts as ranges."""
+    return Spans(texts.data, texts.offsets[:-1], np.diff(texts.offsets))
+
+
+# -- writing
+
+
+class ColumnWriter:
+    """Encodes the columns of one pattern.
+
+    Parameters
+    ----------
+    blobs : where the bytes go
+    ts_ns : (n,) int64        time of each row: a column may be a function of it
+
+    Attributes
+    ----------
+    longest_word : no value outside of ``hex_values`` has a longer run of letters and digits
+    hex_values : (bytes of a value, their bytes) of the hex columns without exceptions
+    """
+
+    def __init__(self, blobs: BlobWriter, ts_ns: NDArray[np.int64]) -> None:
+        self._blobs = blobs
+        self._ts_ns = ts_ns
+        self._numbers: list[Numbers] = []
+        self._count = 0
+        self.longest_word = 0
+        self.hex_values: list[tuple[int, NDArray[np.uint8]]] = []
+
+    def _put_texts(self, texts: Texts) -> list[Any]:
+        self.longest_word = max(self.longest_word, longest_word(*texts))
+        return self._blobs.put_texts(texts)
+
+    def encode(self, values: Spans, suspects: NDArray[np.int64] = NO_INTS) -> dict[str, Any]:
+        """Add a column; what :class:`StoredColumn` needs to read it.
+
+        The type is guessed from a sample of the rows, and given up when the whole column does not bear it out.
+
+        Parameters
+        ----------
+        suspects : rows of which some value holds a backslash
+        """
+        number = self._count
+        self._count += 1
+        entry = self._encode(values, number)
+        if len(suspects):
+            texts = values.rows(suspects).texts()
+            if (texts.data[: int(texts.offsets[-1])] == _BACKSLASH).any():
+                entry["e"] = 1
+        return entry
+
+    def _encode(self, values: Spans, number: int) -> dict[str, Any]:
+        n = len(values.starts)
+        sample = values.rows(np.arange(0, n, max(1, n // SAMPLE_ROWS)))
+        stats, scale, enough, width, _ = self._measure(sample)
+        if stats[kernels.EQUAL] == len(sample.starts) and kernels.all_equal(*values):
+            text = values.rows(np.zeros(1, np.int64)).texts()
+            self.longest_word = max(self.longest_word, longest_word(*text))
+            return {"t": "const", "v": text.text(0).decode("latin-1")}
+        entry: dict[str, Any] | None = None
+        distinct = len(self._number_distinct(sample)[1].offsets) - 1
+        if stats[IPS] >= enough and distinct * 4 >= len(sample.starts):
+            entry = self._ip(values)
+        elif width >= HEX_BYTES_MIN and width % 2 == 0 and stats[HEX] >= enough and distinct * 4 >= len(sample.starts):
+            entry = self._hex(values, width)
+        elif distinct > NUMBERS_DISTINCT_MIN and stats[NUMBERS + scale] >= enough:
+            _, scale, _, _, (ints, scales) = self._measure(values)
+            entry = self._number(values, number, scale, ints, scales == scale)
+        if entry is None and distinct < DICT_MAX:
+            codes, texts = self._number_distinct(values)
+            distinct, left_out = len(texts.offsets) - 1, int(np.count_nonzero(codes < 0))
+            if left_out * 16 <= n and (distinct + left_out) * 2 <= n:
+                entry = self._dictionary(values, codes, texts)
+        return entry or self._skeleton(values) or {"t": "str", "p": self._put_texts(values.texts())}
+
+    @staticmethod
+    def _measure(
+        values: Spans,
+    ) -> tuple[NDArray[np.int64], int, float, int, tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        """(stats, most frequent number of decimals, rows a type must fit, usual length, (numbers, decimals))."""
+        n = len(values.starts)
+        ints, scales, stats = np.empty(n, np.int64), np.empty(n, np.uint8), np.zeros(kernels.STATS, np.int64)
+        width = int(np.median(values.lengths))
+        kernels.measure(*values, width, ints, scales, stats)
+        return stats, int(stats[NUMBERS:].argmax()), n * (1 - EXCEPTIONS_MAX), width, (ints, scales)
+
+    def _exceptions(self, values: Spans, good: NDArray[np.bool_]) -> list[Any] | None:
+        rows = np.flatnonzero(~good)
+        if not len(rows):
+            return None
+        return [len(rows), self._blobs.put_ints(rows, DELTA), self._put_texts(values.rows(rows).texts())]
+
+    def _codes(self, codes: NDArray[np.uint8]) -> list[Any]:
+        """Codes as they are, or moved to front where that leaves less entropy."""
+        moved = np.empty_like(codes)
+        kernels.move_to_front(codes, np.arange(DICT_MAX).astype(np.uint8), moved)
+        if _entropy(moved) < 0.95 * _entropy(codes):
+            return [1, self._blobs.put(moved)]
+        return [0, self._blobs.put(codes)]
+
+    @staticmethod
+    def _number_distinct(values: Spans) -> tuple[NDArray[np.int32], Texts]:
+        slots = np.full(4 * DICT_MAX, -1, np.int32)
+        firsts, codes = np.empty(DICT_MAX, np.int32), np.empty(len(values.starts), np.int32)
+        count = kernels.build_dict(*values, slots, firsts, codes)
+        return codes, values.rows(firsts[:count].astype(np.int64)).texts()
+
+    def _dictionary(self, values: Spans, codes: NDArray[np.int32], texts: Texts) -> dict[str, Any]:
+        good = codes >= 0
+        return {
+            "t": "dict",
+            "d": self._put_texts(texts),
+            "c": self._codes(np.where(good, codes, 0).astype(np.uint8)),
+            "x": self._exceptions(values, good),
+        }
+
+    def _number(
+        self, values: Spans, number: int, scale: int, ints: NDArray[np.int64], good: NDArray[np.bool_]
+    ) -> dict[str, Any]:
+        others = [Numbers(TS, scale, self._ts_ns // 10 ** (SCALE_MAX - scale))]
+        others += [known for known in self._numbers if known.scale == scale]
+        best, cost = (PLAIN, TS), -1
+        for other in others:
+            if not good.all():
+                ints = np.where(good, ints, other.ints)  # what is left out differs from it by nothing
+            costs = np.empty(3, np.int64)
+            kernels.int_costs(ints, other.ints, costs)
+            how = int(costs.argmin())
+            if cost < 0 or costs[how] < cost:
+                best, cost = (how, other.column), int(costs[how])
+                chosen, chosen_ints = other, ints
+        how, column = best
+        if how != OTHER and not good.all():
+            chosen_ints = np.where(good, ints, int(np.median(ints[good])))
+        self.longest_word = max(self.longest_word, kernels.NUMBER_BYTES_MAX)
+        self._numbers.append(Numbers(number, scale, chosen_ints))
+        entry: dict[str, Any] = {"t": "num", "s": scale, "p": self._blobs.put_ints(chosen_ints, how, chosen.ints)}
+        if how == OTHER:
+            entry["o"] = column
+        entry["x"] = self._exceptions(values, good)
+        return entry
+
+    def _ip(self, values: Spans) -> dict[str, Any] | None:
+        ints, good = np.empty(len(values.starts), np.int64), np.empty(len(values.starts), np.uint8)
+        if kernels.parse_ips(*values, ints, good) < len(good) * (1 - EXCEPTIONS_MAX):
+            return None
+        return {"t": "ip", "p": self._blobs.put_ints(ints), "x": self._exceptions(values, good.view(np.bool_))}
+
+    def _hex(self, values: Spans, width: int) -> dict[str, Any]:
+        data = np.empty(len(values.starts) * (width // 2), np.uint8)
+        good = np.empty(len(values.starts), np.uint8)
+        kernels.parse_hex(*values, width, data, good)
+        if good.all():
+            self.hex_values.append((width // 2, data))
+        else:
+            self.longest_word = max(self.longest_word, width)
+        return {
+            "t": "hex",
+            "w": width,
+            "p": self._blobs.put(data),
+            "x": self._exceptions(values, good.view(np.bool_)),
+        }
+
+    def _skeleton(self, values: Spans) -> dict[str, Any] | None:
+        n, size = len(values.starts), int(values.lengths.sum())
+        data, offsets = np.zeros(size + PAD_BYTES, np.uint8), np.empty(n + 1, np.int64)
+        ints, first, good = np.empty(size, np.int64), np.empty(n + 1, np.int64), np.empty(n, np.uint8)
+        count = kernels.make_skeletons(*values, data, offsets, ints, first, good)
+        codes, texts = self._number_distinct(spans_of(Texts(data, offsets)))
+        kept = (codes >= 0) & good.view(np.bool_)
+        if np.count_nonzero(kept) < n * (1 - EXCEPTIONS_MAX / 2) or (len(texts.offsets) - 1) * 4 > n:
+            return None
+        if not kept.all():  # the numbers of rows that are left out go with them
+            mine = np.repeat(kept, np.diff(first))
+            ints = np.ascontiguousarray(ints[:count][mine])
+            count = len(ints)
+            codes = np.where(kept, codes, 0)
+        self.longest_word = max(self.longest_word, longest_word(*values.texts()))
+        # How many numbers a row has follows from its skeleton; those of rows left out are none.
+        return {
+            "t": "skel",
+            "d": self._put_texts(texts),
+            "c": self._codes(codes.astype(np.uint8)),
+            "n": count,
+            "p": self._blobs.put_ints(ints[:count]),
+            "x": self._exceptions(values, kept),
+        }
+
+
+def _entropy(codes: NDArray[np.uint8]) -> float:
+    """Bits that an ideal code of single bytes needs."""
+    counts = np.bincount(codes)
+    counts = counts[counts > 0].astype(np.float64)
+    return float((counts * np.log2(len(codes) / counts)).sum())
+
+
+# -- reading
+
+
+class StoredColumn:
+    """One column; decoded on the first use and kept as long as the object.
+
+    Parameters
+    ----------
+    entry : what :meth:`ColumnWriter.encode` returned
+    n : rows
+    others : the columns before it, of the same pattern
+    ts_ns : gives the time of the rows
+    """
+
+    def __init__(self, entry: dict[str, Any], n: int, blobs: BlobReader, others: Sequence[StoredColumn], ts_ns: Any):
+        self._entry = entry
+        self._n = n
+        self._blobs = blobs
+        self._others = others
+        self._ts_ns = ts_ns
+        self._ints: NDArray[np.int64] | None = None
+        self._codes: NDArray[np.uint8] | None = None
+        self._first_int: NDArray[np.int64] = NO_INTS
+        self._odd: tuple[NDArray[np.int64], Texts] | None = None
+        self.type: str = entry["t"]
+        self.escaped = bool(entry.get("e"))
+
+    @property
+    def hex_width(self) -> int:
+        """Digits of a hex column, else 0."""
+        return int(self._entry["w"]) if self.type == "hex" else 0
+
+    def ints(self) -> NDArray[np.int64]:
+        """The (n,) numbers of a ``num`` or ``ip`` column; of exceptions, anything."""
+        if self._ints is None:
+            others = NO_INTS
+            if "o" in self._entry:
+                other = self._entry["o"]
+                scale = self._entry["s"]
+                others = self._ts_ns() // 10 ** (SCALE_MAX - scale) if other == TS else self._others[other].ints()
+            self._ints = self._blobs.ints(self._entry["p"], self._n, others)
+        return self._ints
+
+    def _bytes(self) -> NDArray[np.uint8]:
+        """The codes of a ``dict`` or ``skel`` column."""
+        if self._codes is None:
+            moved, place = self._entry["c"]
+            if place[2] != self._n:
+                raise CorruptionError("column", place[0], "codes and rows differ in number")
+            codes = self._blobs.get(place)[: self._n]
+            if moved:
+                out = np.empty(self._n, np.uint8)
+                kernels.move_back(codes, np.arange(DICT_MAX).astype(np.uint8), out)
+                codes = out
+            if self._n and int(codes.max()) >= self._entry["d"][0]:
+                raise CorruptionError("column", place[0], "a code beyond the dictionary")
+            self._codes = codes
+        return self._codes
+
+    def odd(self) -> tuple[NDArray[np.int64], Texts]:
+        """(rows, texts) of the exceptions."""
+        if self._odd is None:
+            if self._entry.get("x"):
+                n, rows, texts = self._entry["x"]
+                self._odd = self._blobs.ints(rows, n), self._blobs.texts(texts)
+            else:
+                self._odd = NO_INTS, Texts.of([])
+        return self._odd
+
+    def spans(self, rows: NDArray[np.int64]) -> Spans:
+        """The texts of some rows."""
+        base = self._regular(rows)
+        odd_rows, odd = self.odd()
+        if not len(odd_rows):
+            return base
+        at = np.searchsorted(odd_rows, rows)
+        at[at == len(odd_rows)] = 0
+        hit = odd_rows[at] == rows
+        if not hit.any():
+            return base
+        starts = np.where(hit, len(base.data) + odd.offsets[at], base.starts)
+        lengths = np.where(hit, odd.offsets[at + 1] - odd.offsets[at], base.lengths)
+        return Spans(np.concatenate([base.data, odd.data]), starts, lengths)
+
+    def _regular(self, rows: NDArray[np.int64]) -> Spans:
+        k = len(rows)
+        if self.type == "const":
+            text = Texts.of([self._entry["v"].encode("latin-1")])
+            return Spans(text.data, np.zeros(k, np.int64), np.full(k, int(text.offsets[1])))
+        if self.type == "dict":
+            return spans_of(self._blobs.texts(self._entry["d"])).rows(self._bytes()[rows].astype(np.int64))
+        if self.type == "str":
+            return spans_of(self._blobs.texts(self._entry["p"])).rows(rows)
+        if self.type == "hex":
+            width = self.hex_width
+            half = width // 2
+            data = self.hex_bytes().reshape(self._n, half)
+            out = np.zeros(k * width + PAD_BYTES, np.uint8)
+            kernels.format_hex(np.ascontiguousarray(data[rows]).reshape(-1), out)
+            return Spans(out, np.arange(k) * width, np.full(k, width))
+        offsets = np.empty(k + 1, np.int64)
+        if self.type == "skel":
+            out = self._fill(rows, offsets)
+        else:
+            out = np.zeros(k * kernels.NUMBER_BYTES_MAX + PAD_BYTES, np.uint8)
+            picked = self.ints()[rows]
+            if self.type == "num":
+                kernels.format_numbers(picked, self._entry["s"], out, offsets)
+            elif self.type == "ip":
+                kernels.format_ips(picked, out, offsets)
+            else:
+                raise CorruptionError("column", 0, f"unknown type {self.type!r}")
+        return Spans(out, offsets[:-1], np.diff(offsets))
+
+    def hex_bytes(self) -> NDArray[np.uint8]:
+        """(n * width / 2,) uint8 of a hex column."""
+        place = self._entry["p"]
+        if place[2] != self._n * self.hex_width // 2:
+            raise CorruptionError("column", place[0], "hex values and rows differ in number")
+        return self._blobs.get(place)[: place[2]]
+
+    def _fill(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.uint8]:
+        codes = self._bytes()
+        texts = self._blobs.texts(self._entry["d"])
+        if self._ints is None:
+            slots = np.array([text.count(kernels.SLOT) for text in texts.to_list()], np.int64)
+            counts = slots[codes]
+            counts[self.odd()[0]] = 0
+            self._first_int = np.zeros(self._n + 1, np.int64)
+            np.cumsum(counts, out=self._first_int[1:])
+            total = self._entry["n"]
+            if int(self._first_int[-1]) != total:
+                raise CorruptionError("column", 0, "numbers and skeletons differ")
+            self._ints = self._blobs.ints(self._entry["p"], total)
+        regular = rows
+        odd_rows = self.odd()[0]
+        if len(odd_rows):  # an exception has no numbers: give it any skeleton's place, its text is replaced
+            regular = np.where(np.isin(rows, odd_rows), -1, rows)
+            kept = np.flatnonzero(regular >= 0)
+            inner = np.empty(len(kept) + 1, np.int64)
+            out = self._fill_regular(texts, codes, np.ascontiguousarray(regular[kept]), inner)
+            lengths = np.zeros(len(rows), np.int64)
+            lengths[kept] = np.diff(inner)
+            offsets[0] = 0
+            np.cumsum(lengths, out=offsets[1:])
+            return out
+        return self._fill_regular(texts, codes, rows, offsets)
+
+    def _fill_regular(
+        self, texts: Texts, codes: NDArray[np.uint8], rows: NDArray[np.int64], offsets: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        assert self._ints is not None
+        sizes = np.diff(texts.offsets)[codes[rows]]
+        numbers = self._first_int[rows + 1] - self._first_int[rows]
+        room = int(sizes.sum()) + kernels.NUMBER_BYTES_MAX * int(numbers.sum())
+        out = np.zeros(room + PAD_BYTES, np.uint8)
+        kernels.fill_skeletons(texts.data, texts.offsets, codes, rows, self._ints, self._first_int, out, offsets)
+        return out
+
+    def column(self, kind: FieldKind, rows: NDArray[np.int64]) -> Column:
+        """Some rows as a frame shows them."""
+        if self.type == "const":
+            text = Texts.of([self._entry["v"].encode("latin-1")])
+            return Column(kind, dictionary=text, codes=np.zeros(len(rows), np.int32), escaped=self.escaped)
+        odd_rows, odd = self.odd()
+        at = np.searchsorted(odd_rows, rows)
+        hit = np.zeros(len(rows), np.bool_)
+        inside = at < len(odd_rows)
+        hit[inside] = odd_rows[at[inside]] == rows[inside]
+        if self.type == "dict":
+            known = self._blobs.texts(self._entry["d"])
+            codes = self._bytes()[rows].astype(np.int32)
+            if hit.any():
+                count = len(known.offsets) - 1
+                codes[hit] = count + at[hit]
+                size = int(known.offsets[-1])
+                known = Texts(
+                    np.concatenate([known.data[:size], odd.data]),
+                    np.concatenate([known.offsets, odd.offsets[1:] + size]),
+                )
+            return Column(kind, dictionary=known, codes=codes, escaped=self.escaped)
+
+        def make() -> Texts:
+            return self.spans(rows).texts()
+
+        if self.type == "num":
+            is_int = ~hit if hit.any() else None
+            return Column(
+                kind, plain=make, escaped=self.escaped, ints=self.ints()[rows], is_int=is_int, scale=self._entry["s"]
+            )
+        return Column(kind, plain=make, escaped=self.escaped)

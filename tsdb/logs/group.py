@@ -1,0 +1,470 @@
+"""A group of rows: up to 8,192 entries of neighbouring streams, compressed column by column (docs/format/logs.md).
+
+Lines with the same literals share a pattern and have their values in typed columns; the rest is kept as it is. Every
+group is decoded alone.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from tsdb.errors import CorruptionError
+from tsdb.kernels.log_columns import DELTA, assemble_lines
+from tsdb.kernels.log_head import longest_word
+from tsdb.kernels.log_split import JSON, TEXT, VALUES_MAX, pick_values, split_lines
+from tsdb.logs.blobs import BlobReader, BlobWriter
+from tsdb.logs.columns import ColumnWriter, Spans, StoredColumn, spans_of
+from tsdb.logs.frame import DETECTED_LEVEL, PAD_BYTES, Column, FieldKind, Format, Texts, contains, gather
+from tsdb.logs.rows import level_column, split_metadata
+
+PATTERNS_MAX = 64
+PATTERN_ROWS_MIN = 16
+"""Fewer lines than this are cheaper raw: a pattern costs about 30 bytes a value before its first row."""
+
+HEAD_BYTES = 4
+_UNITS_NS = (1_000_000_000, 1_000_000, 1_000)
+_LOGFMT_FIRST = re.compile(rb'([A-Za-z_][\w.\-/]*)=("?)')
+_LOGFMT_NEXT = re.compile(rb'("?) ([A-Za-z_][\w.\-/]*)=("?)')
+
+
+class Entries(NamedTuple):
+    """Rows to be encoded, in their final order."""
+
+    ts_ns: NDArray[np.int64]
+    lines: Spans
+    metadata: Texts
+    levels: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.ts_ns)
+
+
+class Bloomed(NamedTuple):
+    """A column whose whole values go to the bloom filter of the group: ``values`` of ``size`` bytes each."""
+
+    size: int
+    values: NDArray[np.uint8]
+
+
+class Facts(NamedTuple):
+    """What the index of a part says of the words in a group's lines.
+
+    Attributes
+    ----------
+    bloomed : hex columns without exceptions
+    longest_word : longest run of letters and digits anywhere but in these columns
+    """
+
+    bloomed: list[Bloomed]
+    longest_word: int
+
+
+def encode_group(entries: Entries) -> tuple[list[bytes | memoryview], int, Facts]:
+    """The parts of a group, their size, and what it says of its words."""
+    blobs = BlobWriter()
+    n = len(entries)
+    unit = next((u for u in _UNITS_NS if not (entries.ts_ns % u).any()), 1)
+    head: dict[str, Any] = {"n": n, "unit": unit, "ts": blobs.put_ints(entries.ts_ns // unit, DELTA)}
+    head["text"], facts = _encode_lines(entries, blobs)
+    if int(entries.metadata.offsets[-1]):
+        head["meta"] = _encode_metadata(entries, blobs)
+    levels = np.unique(entries.levels)
+    head["level"] = int(levels[0]) if len(levels) == 1 else blobs.put(entries.levels)
+    packed = orjson.dumps(head)
+    place = BlobWriter()
+    stored = place.put(packed)
+    sizes = np.array(stored[1:], np.uint32).tobytes()
+    parts: list[bytes | memoryview] = [sizes, *place.parts, *blobs.parts]
+    return parts, len(sizes) + place.size + blobs.size, facts
+
+
+def _encode_lines(entries: Entries, blobs: BlobWriter) -> tuple[dict[str, Any], Facts]:
+    data, starts, lengths = entries.lines
+    starts = np.ascontiguousarray(starts)
+    ends = starts + lengths
+    n = len(starts)
+    first_value, how, shape = np.empty(n + 1, np.int64), np.empty(n, np.uint8), np.empty(n, np.uint64)
+    escaped = np.empty(n, np.uint8)
+    room = 24 * n + VALUES_MAX
+    value_starts, value_ends = np.empty(room, np.int64), np.empty(room, np.int64)
+    row = 0
+    while True:
+        row = split_lines(data, starts, ends, row, value_starts, value_ends, first_value, how, escaped, shape)
+        if row == n:
+            break
+        room *= 2
+        value_starts = np.concatenate([value_starts, np.empty(room - len(value_starts), np.int64)])
+        value_ends = np.concatenate([value_ends, np.empty(room - len(value_ends), np.int64)])
+    if (shape == shape[0]).all():
+        models, counts, pattern_of = np.zeros(1, np.int64), np.array([n]), np.zeros(n, np.int64)
+    else:
+        _, models, pattern_of, counts = np.unique(shape, return_index=True, return_inverse=True, return_counts=True)
+    chosen = np.argsort(-counts, kind="stable")[:PATTERNS_MAX]
+    chosen = chosen[(counts[chosen] >= PATTERN_ROWS_MIN) & (how[models[chosen]] > 0)]
+    ids = np.full(n, len(chosen), np.uint8)
+    patterns = []
+    bloomed: list[Bloomed] = []
+    longest = 0
+    for k, shape_number in enumerate(chosen.tolist()):
+        model = int(models[shape_number])
+        rows = np.flatnonzero(pattern_of == shape_number) if len(models) > 1 else np.arange(n)
+        width = int(first_value[model + 1] - first_value[model])
+        out_starts, out_lengths = np.zeros(width * len(rows), np.int64), np.zeros(width * len(rows), np.int64)
+        same = np.empty(len(rows), np.uint8)
+        good = pick_values(
+            data, starts, ends, value_starts, value_ends, first_value, rows, model, out_starts, out_lengths, same
+        )
+        matrix_starts, matrix_lengths = out_starts.reshape(width, len(rows)), out_lengths.reshape(width, len(rows))
+        if good < len(rows):  # two patterns with one hash: practically never
+            keep = same.view(np.bool_)
+            rows, matrix_starts, matrix_lengths = rows[keep], matrix_starts[:, keep], matrix_lengths[:, keep]
+        ids[rows] = k
+        borders = [int(starts[model])]
+        for v in range(int(first_value[model]), int(first_value[model + 1])):
+            borders += [int(value_starts[v]), int(value_ends[v])]
+        borders.append(int(ends[model]))
+        literals = [data[a:b].tobytes() for a, b in zip(borders[::2], borders[1::2], strict=True)]
+        writer = ColumnWriter(blobs, entries.ts_ns[rows])
+        suspects = np.flatnonzero(escaped[rows])
+        columns = []
+        for c in range(width):
+            values = Spans(data, np.ascontiguousarray(matrix_starts[c]), np.ascontiguousarray(matrix_lengths[c]))
+            columns.append(writer.encode(values, suspects))
+        longest = max(longest, writer.longest_word, _longest(Texts.of(literals)))
+        bloomed += [Bloomed(size, values) for size, values in writer.hex_values]
+        patterns.append(
+            {
+                "n": len(rows),
+                "how": int(how[model]),
+                "lit": [text.decode("latin-1") for text in literals],
+                "cols": columns,
+            }
+        )
+    raw = np.flatnonzero(ids == len(chosen))
+    out: dict[str, Any] = {"patterns": patterns}
+    if len(raw):
+        texts = Spans(data, starts, lengths).rows(raw).texts()
+        out["raw"] = blobs.put_texts(texts)
+        longest = max(longest, _longest(texts))
+    if len(patterns) + (len(raw) > 0) > 1:
+        out["ids"] = blobs.put(ids)
+    return out, Facts(bloomed, longest)
+
+
+def _longest(texts: Texts) -> int:
+    return int(longest_word(*texts))
+
+
+def _encode_metadata(entries: Entries, blobs: BlobWriter) -> list[dict[str, Any]]:
+    pairs = split_metadata(entries.metadata)
+    out = []
+    for code, name in enumerate(pairs.names):
+        chosen = np.flatnonzero(pairs.codes == code)
+        rows, last = np.unique(pairs.rows[chosen][::-1], return_index=True)
+        chosen = chosen[len(chosen) - 1 - last]  # of repeated names the last counts
+        values = Spans(entries.metadata.data, pairs.starts[chosen], pairs.ends[chosen] - pairs.starts[chosen])
+        column = ColumnWriter(blobs, entries.ts_ns[rows]).encode(values)
+        entry: dict[str, Any] = {"name": name, "n": len(rows), "col": column}
+        if len(rows) < len(entries):
+            entry["rows"] = blobs.put_ints(rows, DELTA)
+        out.append(entry)
+    return out
+
+
+def field_names(how: int, literals: list[bytes]) -> tuple[list[str], list[FieldKind]] | None:
+    """Names and kinds of the values of a pattern; None when its lines cannot be taken for that format."""
+    if how == JSON:
+        return _json_names(literals)
+    if how == TEXT:
+        return _logfmt_names(literals)
+    return None
+
+
+def _json_names(literals: list[bytes]) -> tuple[list[str], list[FieldKind]] | None:
+    names: list[str] = []
+    kinds: list[FieldKind] = []
+    path: list[str] = []
+    key = ""
+    for k, literal in enumerate(literals):
+        at = 0
+        if k and kinds[-1] is FieldKind.TEXT:
+            at = 1  # the quote that ends the value before
+        while at < len(literal):
+            c = literal[at : at + 1]
+            if c == b"{":
+                path.append(key)
+            elif c == b"}":
+                path.pop()
+            elif c == b'"':
+                stop = literal.find(b'"', at + 1)
+                if stop < 0:
+                    break  # the quote that begins the next value
+                if b"\\" in literal[at:stop]:
+                    return None
+                key = literal[at + 1 : stop].decode("utf-8", "replace")
+                at = stop
+            at += 1
+        if k < len(literals) - 1:
+            names.append("_".join([*path[1:], key]))
+            kinds.append(FieldKind.TEXT if literal.endswith(b'"') else FieldKind.BARE)
+    return None if len(set(names)) < len(names) else (names, kinds)
+
+
+def _logfmt_names(literals: list[bytes]) -> tuple[list[str], list[FieldKind]] | None:
+    if len(literals) < 2:
+        return None
+    names: list[str] = []
+    kinds: list[FieldKind] = []
+    quoted = b""
+    for k, literal in enumerate(literals[:-1]):
+        match = _LOGFMT_NEXT.fullmatch(literal) if k else _LOGFMT_FIRST.fullmatch(literal)
+        if match is None or (k and match[1] != quoted):
+            return None
+        quoted = match[match.lastindex or 0]
+        names.append(match[2 if k else 1].decode("ascii"))
+        kinds.append(FieldKind.TEXT if quoted else FieldKind.BARE)
+    return None if literals[-1] != quoted or len(set(names)) < len(names) else (names, kinds)
+
+
+class _Pattern:
+    """Lines of one pattern inside a group."""
+
+    def __init__(self, entry: dict[str, Any], rows: NDArray[np.int64], blobs: BlobReader, ts: Any) -> None:
+        self.n: int = entry["n"]
+        self.how: int = entry["how"]
+        self.rows = rows
+        self.literals = [text.encode("latin-1") for text in entry["lit"]]
+        self.columns: list[StoredColumn] = []
+        if len(rows) != self.n or len(self.literals) != len(entry["cols"]) + 1:
+            raise CorruptionError("group", 0, "a pattern does not fit its rows")
+        for column in entry["cols"]:
+            self.columns.append(StoredColumn(column, self.n, blobs, self.columns, lambda: ts()[rows]))
+
+    @cached_property
+    def fields(self) -> tuple[list[str], list[FieldKind]] | None:
+        return field_names(self.how, self.literals)
+
+
+class StoredRows:
+    """A group opened for reading; columns are decoded on their first use and kept.
+
+    Parameters
+    ----------
+    data : the group's bytes
+    name : for error messages
+
+    Raises
+    ------
+    CorruptionError        from any method
+    """
+
+    def __init__(self, data: memoryview, name: str) -> None:
+        stored, raw = np.frombuffer(data[: 2 * HEAD_BYTES], np.uint32).tolist()
+        begin = 2 * HEAD_BYTES
+        head = BlobReader(data[begin : begin + stored], name).get((0, stored, raw))[:raw]
+        try:
+            self._head: dict[str, Any] = orjson.loads(head.data)
+        except orjson.JSONDecodeError as error:
+            raise CorruptionError(name, 0, f"the head of a group does not parse: {error}") from error
+        self._name = name
+        self._blobs = BlobReader(data[begin + stored :], name)
+        self.n: int = self._head["n"]
+
+    @cached_property
+    def ts_ns(self) -> NDArray[np.int64]:
+        """(n,) int64."""
+        unit: int = self._head["unit"]
+        return self._blobs.ints(self._head["ts"], self.n) * unit
+
+    @cached_property
+    def levels(self) -> NDArray[np.uint8]:
+        """(n,) uint8."""
+        level = self._head["level"]
+        return np.full(self.n, level, np.uint8) if isinstance(level, int) else self._blobs.get(level)[: self.n]
+
+    @cached_property
+    def _ids(self) -> NDArray[np.uint8] | None:
+        """Pattern of each row (the number of patterns = raw); None when there is one kind only."""
+        ids = self._head["text"].get("ids")
+        return self._blobs.get(ids)[: self.n] if ids else None
+
+    @cached_property
+    def _place(self) -> NDArray[np.int64]:
+        """Number of each row among those of its pattern."""
+        if self._ids is None:
+            return np.arange(self.n)
+        place: NDArray[np.int64] = np.empty(self.n, np.int64)
+        for k in range(len(self._patterns) + 1):
+            rows = np.flatnonzero(self._ids == k)
+            place[rows] = np.arange(len(rows))
+        return place
+
+    @cached_property
+    def _patterns(self) -> list[_Pattern]:
+        out = []
+        for k, entry in enumerate(self._head["text"]["patterns"]):
+            rows = np.arange(self.n) if self._ids is None else np.flatnonzero(self._ids == k)
+            out.append(_Pattern(entry, rows, self._blobs, lambda: self.ts_ns))
+        return out
+
+    @cached_property
+    def _raw(self) -> Texts:
+        raw = self._head["text"].get("raw")
+        return self._blobs.texts(raw) if raw else Texts.of([])
+
+    # -- RowSource
+
+    @cached_property
+    def format(self) -> Format:
+        if "raw" in self._head["text"]:
+            return Format.UNKNOWN
+        hows = {pattern.how if pattern.fields is not None else 0 for pattern in self._patterns}
+        if len(hows) != 1:
+            return Format.UNKNOWN
+        return {JSON: Format.JSON, TEXT: Format.LOGFMT}.get(hows.pop(), Format.UNKNOWN)
+
+    @cached_property
+    def field_names(self) -> tuple[str, ...]:
+        if self.format is Format.UNKNOWN:
+            return ()
+        known = [pattern.fields[0] for pattern in self._patterns if pattern.fields]
+        return tuple(dict.fromkeys(name for names in known for name in names))
+
+    @cached_property
+    def metadata_names(self) -> tuple[str, ...]:
+        names = {entry["name"] for entry in self._head.get("meta", ())}
+        if self.levels.any():
+            names.add(DETECTED_LEVEL)
+        return tuple(sorted(names))
+
+    def _parts(self, rows: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """(pattern, places in ``rows``, numbers among its own rows) of each pattern that any row has."""
+        if self._ids is None:
+            return [(0, np.arange(len(rows)), rows)]
+        ids = self._ids[rows]
+        out = []
+        for k in np.unique(ids).tolist():
+            at = np.flatnonzero(ids == k)
+            out.append((k, at, self._place[rows[at]]))
+        return out
+
+    def lines(self, rows: NDArray[np.int64]) -> Texts:
+        n = len(rows)
+        offsets = np.zeros(n + 1, np.int64)
+        if not n:
+            return Texts(np.zeros(PAD_BYTES, np.uint8), offsets)
+        sizes = np.empty(n, np.int64)
+        made = []
+        for k, at, own in self._parts(rows):
+            if k == len(self._patterns):
+                spans = spans_of(self._raw).rows(own)
+                made.append((at, spans.data, spans.starts, spans.lengths, [b"", b""]))
+                sizes[at] = spans.lengths
+                continue
+            pattern = self._patterns[k]
+            columns = [column.spans(own) for column in pattern.columns]
+            base = np.cumsum([0] + [len(c.data) for c in columns])
+            pool = np.concatenate([c.data for c in columns]) if columns else np.zeros(PAD_BYTES, np.uint8)
+            starts = np.concatenate(
+                [c.starts + b for c, b in zip(columns, base, strict=False)] or [np.zeros(0, np.int64)]
+            )
+            lengths = np.concatenate([c.lengths for c in columns] or [np.zeros(0, np.int64)])
+            sizes[at] = sum(map(len, pattern.literals)) + lengths.reshape(-1, len(own)).sum(axis=0)
+            made.append((at, pool, starts, lengths, pattern.literals))
+        np.cumsum(sizes, out=offsets[1:])
+        out = np.empty(int(offsets[-1]) + PAD_BYTES, np.uint8)
+        out[-PAD_BYTES:] = 0
+        for at, pool, starts, lengths, literals in made:
+            text = Texts.of(literals)
+            assemble_lines(pool, starts, lengths, *text, offsets[:-1][at], offsets[1:][at], out)
+        return Texts(out, offsets)
+
+    def field(self, name: str, rows: NDArray[np.int64]) -> Column | None:
+        if name not in self.field_names:
+            return None
+        parts: list[tuple[NDArray[np.int64], Column | None]] = []
+        for k, at, own in self._parts(rows):
+            names, kinds = self._patterns[k].fields or ([], [])
+            column = self._patterns[k].columns[names.index(name)] if name in names else None
+            parts.append((at, column.column(kinds[names.index(name)], own) if column else None))
+        return _join(parts, len(rows))
+
+    def metadata(self, name: str, rows: NDArray[np.int64]) -> Column | None:
+        column = None
+        for entry in self._head.get("meta", ()):
+            if entry["name"] == name:
+                column = self._metadata(entry, rows)
+        return level_column(self.levels[rows], column) if name == DETECTED_LEVEL else column
+
+    def _metadata(self, entry: dict[str, Any], rows: NDArray[np.int64]) -> Column | None:
+        n = entry["n"]
+        having = self._blobs.ints(entry["rows"], n) if "rows" in entry else np.arange(n)
+        stored = StoredColumn(entry["col"], n, self._blobs, (), lambda: self.ts_ns[having])
+        own = np.searchsorted(having, rows)
+        own[own == n] = 0
+        at = np.flatnonzero(having[own] == rows)
+        if not len(at):
+            return None
+        return _join([(at, stored.column(FieldKind.TEXT, own[at]))], len(rows))
+
+    def matches(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return contains(self.lines(rows), needle)
+
+    def metadata_blobs(self) -> Texts:
+        """Structured metadata of all rows as they are written: ``name 0xFF value 0xFF ...``."""
+        rows = np.arange(self.n)
+        pools, starts, lengths = [], [], []
+        base = 0
+        for entry in self._head.get("meta", ()):
+            column = self._metadata(entry, rows)
+            if column is None:
+                continue
+            texts = column.texts()
+            name = entry["name"].encode() + b"\xff"
+            present = np.ones(self.n, np.int64) if column.present is None else column.present.astype(np.int64)
+            pools.append(np.concatenate([np.frombuffer(name, np.uint8), texts.data]))
+            for start, length in (
+                (np.zeros(self.n, np.int64), present * len(name)),
+                (texts.offsets[:-1] + len(name), np.diff(texts.offsets)),
+                (np.full(self.n, len(name) - 1), present),
+            ):
+                starts.append(start + base)
+                lengths.append(length)
+            base += len(pools[-1])
+        if not pools:
+            return Texts(np.zeros(PAD_BYTES, np.uint8), np.zeros(self.n + 1, np.int64))
+        flat = np.stack(lengths, axis=1)
+        made = gather(np.concatenate(pools), np.stack(starts, axis=1).ravel(), flat.ravel())
+        offsets = np.zeros(self.n + 1, np.int64)
+        np.cumsum(flat.sum(axis=1), out=offsets[1:])
+        return Texts(made.data, offsets)
+
+
+def _join(parts: list[tuple[NDArray[np.int64], Column | None]], n: int) -> Column | None:
+    """One column over n rows from columns over some of them."""
+    held = [(at, column) for at, column in parts if column is not None]
+    if not held:
+        return None
+    if len(parts) == 1 and len(held[0][0]) == n:
+        return held[0][1]
+    starts, lengths, present = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.bool_)
+    pools = []
+    base = 0
+    for at, column in held:
+        texts = column.texts()
+        starts[at], lengths[at] = texts.offsets[:-1] + base, np.diff(texts.offsets)
+        present[at] = True if column.present is None else column.present
+        pools.append(texts.data)
+        base += len(texts.data)
+    return Column(
+        max(column.kind for _, column in held) if len({c.kind for _, c in held}) > 1 else held[0][1].kind,
+        plain=gather(np.concatenate(pools), starts, lengths),
+        present=None if present.all() else present,
+        escaped=any(column.escaped for _, column in held),
+    )

@@ -1,0 +1,287 @@
+"""An immutable object of log rows: groups of compressed rows behind an index that says what each holds.
+
+Rows are ordered by stream (in the order of their labels), then by time, and cut into groups. The index is small and
+stays in memory: which streams have how many rows of what time range in which group, and what words a group may hold.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from tsdb.block.block import BlockMeta, read_meta
+from tsdb.block.container import FRAME_BYTES, Container, pack
+from tsdb.blockstore import AlreadyExistsError, BlockStore
+from tsdb.errors import CorruptionError
+from tsdb.index.registry import SeriesRegistry
+from tsdb.kernels.log_columns import DELTA
+from tsdb.kernels.log_head import BITS_PER_VALUE, bloom_add, bloom_ask
+from tsdb.logs.blobs import BlobReader, BlobWriter
+from tsdb.logs.columns import Spans
+from tsdb.logs.frame import ROWS_MAX, Texts, gather
+from tsdb.logs.group import Entries, StoredRows, encode_group
+
+GROUP_BYTES_MAX = 8 << 20
+"""Most raw bytes of a group's lines: what a reader decodes at once."""
+
+DATA, INDEX, BLOOM = "data", "index", "bloom"
+_HEAD = struct.Struct("<II")
+_WORD = re.compile(rb"[0-9A-Za-z]+")
+_HEX = re.compile(rb"[0-9a-f]+")
+
+
+class Rows(NamedTuple):
+    """Rows to become a part, in the order in which they were accepted."""
+
+    refs: NDArray[np.uint32]
+    ts_ns: NDArray[np.int64]
+    lines: Texts
+    metadata: Texts
+    levels: NDArray[np.uint8]
+
+
+def write_part(store: BlockStore, key: str, rows: Rows, registry: SeriesRegistry) -> BlockMeta:
+    """Write a part, read it back and verify it.
+
+    Raises
+    ------
+    CorruptionError        what was read back is not what was written; the object is removed again
+    """
+    assert len(rows.refs), "a part holds at least one row"
+    streams, local = np.unique(rows.refs, return_inverse=True)
+    canonical, offsets = registry.canonical(streams)
+    names = Texts(canonical, offsets).to_list()
+    by_name = sorted(range(len(names)), key=names.__getitem__)
+    rank = np.empty(len(names), np.int64)
+    rank[by_name] = np.arange(len(names))
+    stream = rank[local]
+    by_time = np.argsort(rows.ts_ns, kind="stable")
+    order = by_time[np.argsort(stream[by_time].astype(np.uint16 if len(names) < 1 << 16 else np.uint32), kind="stable")]
+    stream, ts_ns = stream[order], rows.ts_ns[order]
+    starts = rows.lines.offsets[:-1][order]
+    sizes = np.diff(rows.lines.offsets)[order]
+    meta_starts, meta_sizes = rows.metadata.offsets[:-1][order], np.diff(rows.metadata.offsets)[order]
+    levels = rows.levels[order]
+
+    cuts = _cuts(sizes)
+    parts: list[bytes | memoryview] = []
+    group_columns: list[list[int]] = []
+    blooms: list[NDArray[np.uint8]] = []
+    at = bloom_at = 0
+    for first, last in pairwise(cuts):
+        entries = Entries(
+            ts_ns[first:last],
+            Spans(rows.lines.data, starts[first:last], sizes[first:last]),
+            gather(rows.metadata.data, meta_starts[first:last], meta_sizes[first:last]),
+            levels[first:last],
+        )
+        made, size, facts = encode_group(entries)
+        bloom = np.zeros(-(-sum(len(b.values) // b.size for b in facts.bloomed) * BITS_PER_VALUE // 64) * 8, np.uint8)
+        for column in facts.bloomed:
+            bloom_add(column.values, column.size, bloom)
+        blooms.append(bloom)
+        widths = sum(1 << min(b.size, 62) for b in {b.size: b for b in facts.bloomed}.values())
+        group_columns.append([at, size, last - first, facts.longest_word, widths, bloom_at, len(bloom)])
+        parts.extend(made)
+        at += size
+        bloom_at += len(bloom)
+    data = np.frombuffer(b"".join(parts), np.uint8)
+    index = _encode_index([names[i] for i in by_name], group_columns, cuts, stream, ts_ns, sizes)
+    facts_ms = {
+        "min_ms": int(ts_ns.min() // 1_000_000),
+        "max_ms": int(ts_ns.max() // 1_000_000),
+        "series": len(names),
+        "chunks": len(group_columns),
+        "samples": len(ts_ns),
+    }
+    arrays = {INDEX: index, BLOOM: np.concatenate(blooms), DATA: data}
+    pieces, _ = pack(arrays, facts_ms, framed={DATA})
+    try:
+        store.create(key, pieces)
+    except AlreadyExistsError:  # left by a crash before the manifest named it
+        store.delete(key)
+        store.create(key, pieces)
+    damaged = next(Container(store.open(key), key).damage(), None)
+    if damaged is not None:
+        store.delete(key)
+        raise damaged
+    return read_meta(store, key)
+
+
+def _cuts(sizes: NDArray[np.int64]) -> list[int]:
+    """Borders of the groups."""
+    ends = np.cumsum(sizes)
+    cuts = [0]
+    while cuts[-1] < len(sizes):
+        first = cuts[-1]
+        base = int(ends[first - 1]) if first else 0
+        by_bytes = int(np.searchsorted(ends, base + GROUP_BYTES_MAX, "right"))
+        cuts.append(min(first + ROWS_MAX, max(by_bytes, first + 1), len(sizes)))
+    return cuts
+
+
+def _encode_index(
+    names: list[bytes],
+    groups: list[list[int]],
+    cuts: list[int],
+    stream: NDArray[np.int64],
+    ts_ns: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+) -> NDArray[np.uint8]:
+    blobs = BlobWriter()
+    change = np.ones(len(stream), np.bool_)
+    change[1:] = np.diff(stream) != 0
+    change[cuts[:-1]] = True
+    first = np.flatnonzero(change)
+    last = np.append(first[1:], len(stream))
+    head: dict[str, Any] = {
+        "streams": blobs.put_texts(Texts.of(names)),
+        "groups": [blobs.put_ints(np.array(column, np.int64)) for column in zip(*groups, strict=True)],
+        "n_groups": len(groups),
+        "n_runs": len(first),
+        "runs": [
+            blobs.put_ints(np.searchsorted(cuts, first, "right") - 1, DELTA),
+            blobs.put_ints(stream[first], DELTA),
+            blobs.put_ints(last - first),
+            blobs.put_ints(ts_ns[first], DELTA),
+            blobs.put_ints(ts_ns[last - 1] - ts_ns[first]),
+            blobs.put_ints(np.add.reduceat(sizes, first)),
+        ],
+    }
+    place = BlobWriter()
+    _, stored, raw = place.put(orjson.dumps(head))
+    return np.frombuffer(b"".join([_HEAD.pack(stored, raw), *place.parts, *blobs.parts]), np.uint8)
+
+
+class Runs(NamedTuple):
+    """Rows of one stream inside one group, (n_runs,) int64 each; ``ref`` is a registry number."""
+
+    group: NDArray[np.int64]
+    ref: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    min_ns: NDArray[np.int64]
+    max_ns: NDArray[np.int64]
+    bytes: NDArray[np.int64]
+
+
+class Part:
+    """A part opened for reading.
+
+    Parameters
+    ----------
+    registry : the tenant's; streams that it does not know yet get their numbers now
+
+    Raises
+    ------
+    CorruptionError, FileNotFoundError
+    """
+
+    def __init__(self, store: BlockStore, meta: BlockMeta, registry: SeriesRegistry) -> None:
+        self.meta = meta
+        self._container = Container(store.open(meta.key), meta.key)
+        if self._container.crc != meta.crc:
+            raise CorruptionError(meta.key, 0, "not the object that the manifest names")
+        whole = self._container.array(INDEX).data
+        stored, raw = _HEAD.unpack_from(whole)
+        begin = _HEAD.size
+        head = orjson.loads(BlobReader(whole[begin : begin + stored], meta.key).get([0, stored, raw])[:raw].data)
+        blobs = BlobReader(whole[begin + stored :], meta.key)
+        names = blobs.texts(head["streams"])
+        refs = registry.adopt(names.data[: int(names.offsets[-1])], names.offsets)
+        groups, runs = head["n_groups"], head["n_runs"]
+        (
+            self._offset, self._size, self.rows, self._longest, self._widths, self._bloom_first, self._bloom_size,
+        ) = [blobs.ints(entry, groups) for entry in head["groups"]]  # fmt: skip
+        group, stream, rows, min_ns, span, size = (blobs.ints(entry, runs) for entry in head["runs"])
+        self.runs = Runs(group, refs[stream].astype(np.int64), rows, min_ns, min_ns + span, size)
+        self._first_run = np.searchsorted(group, np.arange(groups + 1))
+        self.refs = refs
+
+    def __len__(self) -> int:
+        """Groups."""
+        return len(self.rows)
+
+    def runs_of(self, wanted: NDArray[np.uint8], start_ns: int, end_ns: int) -> NDArray[np.int64]:
+        """Runs of wanted streams that may have rows with ``start_ns <= ts_ns < end_ns``."""
+        runs = self.runs
+        known = runs.ref < len(wanted)
+        hit = (runs.min_ns < end_ns) & (runs.max_ns >= start_ns) & known
+        hit &= wanted[np.where(known, runs.ref, 0)] != 0 if len(wanted) else False
+        return np.flatnonzero(hit)
+
+    def may_hold(self, needles: Sequence[bytes], groups: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of some groups may have a line with all the literals, by their words alone.
+
+        A word longer than every word of a group can only be a value of one of its hex columns; those are in the
+        group's bloom filter.
+        """
+        maybe = np.ones(len(groups), np.bool_)
+        for word in {word for needle in needles for word in _WORD.findall(needle)}:
+            inside = self._longest[groups] >= len(word)
+            if inside.all():
+                continue
+            half = len(word) // 2
+            found = np.zeros(len(groups), np.uint8)
+            wider = np.zeros(len(groups), np.bool_)
+            if _HEX.fullmatch(word):
+                wider = (self._widths[groups] >> min(half + 1, 63)) != 0
+                if len(word) % 2 == 0:
+                    value = np.frombuffer(bytes.fromhex(word.decode()), np.uint8)
+                    bits = self._container.array(BLOOM)
+                    bloom_ask(value, bits, self._bloom_first[groups], self._bloom_size[groups], found)
+            maybe &= inside | wider | found.view(np.bool_)
+        return maybe
+
+    def open(self, group: int) -> StoredRows:
+        """One group.
+
+        Raises
+        ------
+        CorruptionError        one of its frames is damaged
+        """
+        first, size = int(self._offset[group]), int(self._size[group])
+        wanted = np.zeros(self._container.frame_count(DATA), np.uint8)
+        wanted[first // FRAME_BYTES : -(-(first + size) // FRAME_BYTES)] = 1
+        bad = np.flatnonzero(self._container.bad_frames(DATA, wanted))
+        if len(bad):
+            offset = self._container.frame_offset(DATA, int(bad[0]))
+            raise CorruptionError(self.meta.key, offset, f"group {group} has a damaged frame")
+        data = self._container.array(DATA).data[first : first + size]
+        rows = StoredRows(data, f"{self.meta.key} group {group}")
+        if rows.n != int(self.rows[group]):
+            raise CorruptionError(self.meta.key, first, f"group {group} has another number of rows")
+        return rows
+
+    def refs_of_rows(self, group: int) -> NDArray[np.int64]:
+        """Stream of each row of a group, (rows,) int64 registry numbers."""
+        first, last = self._first_run[group], self._first_run[group + 1]
+        return np.repeat(self.runs.ref[first:last], self.runs.rows[first:last])
+
+    def all_rows(self) -> Rows:
+        """Everything, for a compaction."""
+        sources = [self.open(group) for group in range(len(self))]
+        lines = [source.lines(np.arange(source.n)) for source in sources]
+        metadata = [source.metadata_blobs() for source in sources]
+        return Rows(
+            np.concatenate([self.refs_of_rows(g) for g in range(len(self))]).astype(np.uint32),
+            np.concatenate([source.ts_ns for source in sources]),
+            join_texts(lines),
+            join_texts(metadata),
+            np.concatenate([source.levels for source in sources]),
+        )
+
+
+def join_texts(parts: Sequence[Texts]) -> Texts:
+    """Texts of many one behind the other."""
+    sizes = np.concatenate([np.diff(part.offsets) for part in parts])
+    offsets = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=offsets[1:])
+    used = [part.data[int(part.offsets[0]) : int(part.offsets[-1])] for part in parts]
+    return Texts(np.concatenate([*used, np.zeros(64, np.uint8)]), offsets)

@@ -1,0 +1,553 @@
+"""The log store of one tenant: buffers of the newest rows in front of immutable parts, behind the process' one log.
+
+A push is logged, synced, and then appended to the newest buffer on the log's committer thread. A full buffer is sealed
+and becomes a part; the manifest generation that names the part is the commit, then the buffer goes and the log may
+forget its records.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tsdb.blockstore import BlockStore
+from tsdb.disk import DiskGuard
+from tsdb.errors import CorruptionError, LimitError, OverloadedError, Reason
+from tsdb.frame import LabelTable
+from tsdb.index.registry import SeriesRegistry
+from tsdb.labels import Labels
+from tsdb.limits import SeriesLimits
+from tsdb.logs.batch import LogBatch, decode_rows, encode_rows
+from tsdb.logs.buffer import BATCH_BYTES_MAX, BATCH_ROWS_MAX, LINE_BYTES_FULL, ROWS_FULL, Buffer
+from tsdb.logs.frame import ROWS_MAX, IndexStats, LogFrame, RowSource, gather
+from tsdb.logs.part import Part, Rows, join_texts, write_part
+from tsdb.manifest import ManifestStore
+from tsdb.matchers import Matcher, MatchOp
+from tsdb.wal.framing import Record
+from tsdb.wal.log import LocalLog
+from tsdb.wal.records import Kind, decode_series, encode_series
+
+LOG_SHARD = 0x8000
+"""Shard number of a tenant's logs in the write-ahead log; metrics have the numbers below."""
+
+SEALED_MAX = 2
+"""Full buffers that may wait to become parts; further pushes wait, then are told to come again."""
+
+WAIT_S = 5.0
+COMPACT_PARTS_MIN = 4
+MIN_MS = -(1 << 63)
+
+
+@dataclass(frozen=True, slots=True)
+class LogLimits:
+    """What a tenant's logs may be."""
+
+    streams_max: int = 500_000  # about 300 MB of labels and postings; fields belong into the line, not into labels
+    idle_flush_s: float = 1800.0  # a buffer older than this becomes a part, so that it does not hold the log
+    retention_ms: int = 15 * 24 * 3_600_000  # behind the tenant's newest entry; 0 = for ever
+
+
+@dataclass(frozen=True, slots=True)
+class LogStoreStats:
+    """Counters of one tenant's logs."""
+
+    streams: int
+    entries_appended: int
+    repeated: int
+    buffered_entries: int
+    buffered_bytes: int
+    parts: int
+    part_bytes: int
+    part_entries: int
+    flushes: int
+    compactions: int
+
+
+class _AppendOperation:
+    """A batch on its way through the log."""
+
+    __slots__ = ("_batch", "_body", "_max_ms", "_store")
+
+    def __init__(self, store: LogStore, batch: LogBatch) -> None:
+        self._store = store
+        self._batch = batch
+        self._body = encode_rows(batch)
+        self._max_ms = int(batch.ts_ns.max()) // 1_000_000
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the record."""
+        return len(self._body)
+
+    def records(self, segment: int) -> list[Record]:
+        """Streams that the segment does not define yet, then the rows."""
+        out = self._store.stream_records(self._batch.refs, segment)
+        out.append(Record(Kind.LOG_ROWS, self._store.name, LOG_SHARD, self._body, self._max_ms))
+        return out
+
+    def apply(self, position: int) -> int:
+        """Append; the number of entries that were new."""
+        self._body = b""
+        return self._store.apply(self._batch, position)
+
+
+class _Step:
+    """Something that has to run between two writes."""
+
+    n_bytes = 0
+
+    def __init__(self, step: Callable[[], None]) -> None:
+        self._step = step
+
+    def records(self, segment: int) -> list[Record]:  # noqa: ARG002
+        """Nothing to log."""
+        return []
+
+    def apply(self, position: int) -> None:  # noqa: ARG002
+        """Run it."""
+        self._step()
+
+
+class View(NamedTuple):
+    """Where the rows are at one moment."""
+
+    buffers: tuple[Buffer, ...]
+    parts: tuple[Part, ...]
+
+
+class _Replaying:
+    """Numbers of the streams in the segment that is being replayed."""
+
+    def __init__(self) -> None:
+        self.segment = -1
+        self.refs: dict[int, int] = {}
+
+
+class LogStore:
+    """All log streams of one tenant. Implements ``tsdb.logs.frame.LogReader``.
+
+    Parameters
+    ----------
+    name : of the tenant
+    on_full : called when a buffer waits to become a part (by :meth:`maintain`)
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: BlockStore,
+        log: LocalLog,
+        disk: DiskGuard,
+        limits: LogLimits | None = None,
+        on_full: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.limits = limits or LogLimits()
+        self.registry = SeriesRegistry(SeriesLimits(active_series_max=self.limits.streams_max))
+        self._store = store
+        self._log = log
+        self._disk = disk
+        self._on_full = on_full
+        self._prefix = f"tenants/{name}/logs"
+        self._manifests = ManifestStore(store, self._prefix, 1)
+        self.manifest = self._manifests.load()
+        self.damage: list[str] = list(self._manifests.damage)
+        # Buffers and parts that hold each row once: replaced as a whole, so that a reader needs no lock. The newest
+        # buffer is the last and the only one written.
+        self._view = View((Buffer(),), tuple(self._open_parts()))
+        self._changed = threading.Condition()
+        self._maintaining = threading.Lock()
+        self._logged: NDArray[np.int64] = np.zeros(1024, np.int64)  # segment + 1 in which a stream was defined last
+        self._replaying = _Replaying()
+        self.entries_appended = 0
+        self.repeated = 0
+        self.flushes = 0
+        self.compactions = 0
+
+    def _open_parts(self) -> list[Part]:
+        parts = []
+        for meta in self.manifest.blocks:
+            try:
+                parts.append(Part(self._store, meta, self.registry))
+            except (CorruptionError, FileNotFoundError) as error:
+                self.damage.append(f"log part {meta.key} cannot be opened: {error}")
+        return parts
+
+    # -- writing
+
+    def resolve(self, labels: Labels) -> int:
+        """Number of a stream, made if it is new; what its labels may be is the receiver's business.
+
+        Raises
+        ------
+        LimitError        the tenant has its most streams
+        """
+        if len(self.registry) >= self.limits.streams_max and not self._is_known(labels):
+            raise LimitError(
+                Reason.SERIES_LIMIT,
+                f"the tenant has {self.limits.streams_max:,} log streams, the limit is (limits.logs.streams_max)",
+            )
+        canonical = np.frombuffer(labels.canonical, np.uint8)
+        return int(self.registry.adopt(canonical, np.array([0, len(canonical)], np.int64))[0])
+
+    def _is_known(self, labels: Labels) -> bool:
+        found = self.registry.find([Matcher(name, MatchOp.EQUAL, value) for name, value in labels.pairs])
+        return len(labels.pairs) in [len(self.registry.label_names(found[i : i + 1])) for i in range(len(found))]
+
+    def append(self, batch: LogBatch) -> Future[int]:
+        """Log a batch and append it; the future is the number of entries that were not there already.
+
+        It resolves after the records are on disk and the entries are readable. Waits a few seconds where full buffers
+        wait to become parts.
+
+        Raises
+        ------
+        DiskFullError, OverloadedError, LogFailedError        nothing of the batch was kept
+        """
+        assert len(batch) <= BATCH_ROWS_MAX, "the receiver bounds a batch"
+        assert int(batch.line_offsets[-1] + batch.meta_offsets[-1]) <= BATCH_BYTES_MAX, "the receiver bounds a batch"
+        self._disk.check()
+        if len(self._view.buffers) > SEALED_MAX:
+            with self._changed:
+                if not self._changed.wait_for(lambda: len(self._view.buffers) <= SEALED_MAX, WAIT_S):
+                    raise OverloadedError("log buffers wait to be written to disk")
+        return self._log.submit(_AppendOperation(self, batch))
+
+    def stream_records(self, refs: NDArray[np.uint32], segment: int) -> list[Record]:
+        """The STREAM record of those streams that a log segment does not define yet, if any (committer thread)."""
+        if len(self.registry) > len(self._logged):
+            grown = np.zeros(max(len(self.registry), 2 * len(self._logged)), np.int64)
+            grown[: len(self._logged)] = self._logged
+            self._logged = grown
+        new = np.unique(refs[self._logged[refs] != segment + 1])
+        if not len(new):
+            return []
+        self._logged[new] = segment + 1
+        labels, offsets = self.registry.canonical(new)
+        return [Record(Kind.STREAM, self.name, LOG_SHARD, encode_series(new, labels, offsets), MIN_MS)]
+
+    def apply(self, batch: LogBatch, position: int) -> int:
+        """Append a logged batch (committer thread, or the replay)."""
+        if self._view.buffers[-1].is_full:
+            self._seal()
+            self._on_full()
+        buffer = self._view.buffers[-1]
+        added = buffer.append(batch, position)
+        self.entries_appended += added
+        self.repeated += len(batch) - added
+        return added
+
+    # -- replay
+
+    def replay_streams(self, body: bytes, segment: int) -> None:
+        """Take over a STREAM record."""
+        state = self._replaying
+        if state.segment != segment:
+            state.segment, state.refs = segment, {}
+        refs, labels, offsets = decode_series(body)
+        state.refs.update(zip(refs.tolist(), self.registry.adopt(labels, offsets).tolist(), strict=True))
+
+    def replay_rows(self, body: bytes, segment: int, position: int) -> int:
+        """Take over a LOG_ROWS record that is in no part yet; the rows whose STREAM record is lost."""
+        if position < self.manifest.next_position:
+            return 0
+        batch = decode_rows(body)
+        state = self._replaying
+        known = state.refs if state.segment == segment else {}
+        distinct, inverse = np.unique(batch.refs, return_inverse=True)
+        mapped = np.array([known.get(ref, -1) for ref in distinct.tolist()], np.int64)[inverse]
+        lost = int(np.count_nonzero(mapped < 0))
+        if lost:
+            keep = mapped >= 0
+            batch, mapped = _keep(batch, keep), mapped[keep]
+        if len(mapped):
+            self.apply(replace(batch, refs=mapped.astype(np.uint32)), position)
+        if len(self._view.buffers) > 1:
+            self._flush_oldest()
+        return lost
+
+    # -- maintenance
+
+    def maintain(self) -> None:
+        """Turn full and old buffers into parts, join small parts, drop what is past retention."""
+        with self._maintaining:
+            while len(self._view.buffers) > 1:
+                self._flush_oldest()
+            newest = self._view.buffers[-1]
+            if newest.count and time.monotonic() - newest.born > self.limits.idle_flush_s:
+                self._flush_all()
+            self._compact()
+            self._enforce_retention()
+
+    def flush(self) -> None:
+        """Turn everything into parts now."""
+        with self._maintaining:
+            self._flush_all()
+
+    def _flush_all(self) -> None:
+        if self._view.buffers[-1].count:
+            self._log.submit(_Step(self._seal)).result()
+        while len(self._view.buffers) > 1:
+            self._flush_oldest()
+
+    def _seal(self) -> None:
+        """Begin a new buffer; between two appends."""
+        buffer = self._view.buffers[-1]
+        if buffer.count:
+            newest = Buffer(buffer.hash_set())
+            with self._changed:
+                self._view = View((*self._view.buffers, newest), self._view.parts)
+
+    def _flush_oldest(self) -> None:
+        """Write the oldest buffer as a part, commit, let go of it."""
+        buffer = self._view.buffers[0]
+        rows = Rows(buffer.refs(), buffer.ts_ns(), buffer.lines(), buffer.metadata(), buffer.levels())
+        meta = write_part(self._store, f"{self._prefix}/block-{buffer.position:020d}", rows, self.registry)
+        part = Part(self._store, meta, self.registry)
+        self._commit((*self._view.parts, part), next_position=buffer.position + 1, flushed=1)
+        self.flushes += 1
+
+    def _commit(self, parts: tuple[Part, ...], *, next_position: int = 0, flushed: int = 0) -> None:
+        """Make a list of parts live, on disk first; ``flushed`` buffers go in the same moment."""
+        opened = {part.meta.key for part in self._view.parts}
+        unreadable = [meta for meta in self.manifest.blocks if meta.key not in opened]  # they stay listed
+        self.manifest = self._manifests.commit(
+            replace(
+                self.manifest,
+                generation=self.manifest.generation + 1,
+                blocks=(*(part.meta for part in parts), *unreadable),
+                next_position=max(self.manifest.next_position, next_position),
+            )
+        )
+        with self._changed:
+            self._view = View(self._view.buffers[flushed:], parts)
+            self._changed.notify_all()
+
+    def _compact(self) -> None:
+        """Join neighbouring small parts, newest positions last."""
+        run: list[Part] = []
+        for part in [*self._view.parts, None]:
+            total = sum(p.meta.samples for p in run)
+            size = sum(int(p.runs.bytes.sum()) for p in run)
+            if (
+                part is not None
+                and total + part.meta.samples <= ROWS_FULL
+                and size + int(part.runs.bytes.sum()) <= LINE_BYTES_FULL
+            ):
+                run.append(part)
+                continue
+            if len(run) >= COMPACT_PARTS_MIN:
+                self._join(run)
+            run = [part] if part is not None else []
+
+    def _join(self, run: list[Part]) -> None:
+        pieces = [part.all_rows() for part in run]
+        rows = Rows(
+            np.concatenate([p.refs for p in pieces]),
+            np.concatenate([p.ts_ns for p in pieces]),
+            join_texts([p.lines for p in pieces]),
+            join_texts([p.metadata for p in pieces]),
+            np.concatenate([p.levels for p in pieces]),
+        )
+        whole = Buffer()  # drops what was pushed twice
+        whole.append(LogBatch(rows.refs, rows.ts_ns, *rows.lines[::-1], *rows.metadata[::-1], rows.levels), 0)
+        rows = Rows(whole.refs(), whole.ts_ns(), whole.lines(), whole.metadata(), whole.levels())
+        key = f"{run[-1].meta.key}-{self.manifest.generation}"
+        meta = write_part(self._store, key, rows, self.registry)
+        parts = self._view.parts
+        at = parts.index(run[0])
+        self._commit((*parts[:at], Part(self._store, meta, self.registry), *parts[at + len(run) :]))
+        for part in run:
+            self._store.delete(part.meta.key)
+        self.compactions += 1
+
+    def _enforce_retention(self) -> None:
+        parts = self._view.parts
+        if not self.limits.retention_ms or not parts:
+            return
+        floor = max(part.meta.max_ms for part in parts) - self.limits.retention_ms
+        old = [part for part in parts if part.meta.max_ms < floor]
+        if old:
+            self._commit(tuple(part for part in parts if part.meta.max_ms >= floor))
+            for part in old:
+                self._store.delete(part.meta.key)
+
+    # -- reading
+
+    def _wanted(self, matchers: Sequence[Matcher]) -> NDArray[np.uint8]:
+        """(streams,) uint8 by stream number."""
+        wanted = np.zeros(len(self.registry), np.uint8)
+        wanted[self.registry.find(matchers)] = 1
+        return wanted
+
+    def select(
+        self,
+        matchers: Sequence[Matcher],
+        start_ns: int,
+        end_ns: int,
+        *,
+        needles: Sequence[bytes] = (),
+        backward: bool = True,
+    ) -> Iterator[LogFrame]:
+        """Entries with ``start_ns <= ts_ns < end_ns`` in frames, newest (oldest) first: see ``LogReader.select``.
+
+        Raises
+        ------
+        CorruptionError        a damaged group; what was yielded before is good
+        """
+        buffers, parts = self._view
+        wanted = self._wanted(matchers)
+        queue: list[tuple[int, int, int, Part | Buffer, object]] = []
+        for number, part in enumerate(parts):
+            runs = part.runs_of(wanted, start_ns, end_ns)
+            if not len(runs):
+                continue
+            groups, first = np.unique(part.runs.group[runs], return_index=True)
+            lows = np.minimum.reduceat(part.runs.min_ns[runs], first)
+            highs = np.maximum.reduceat(part.runs.max_ns[runs], first)
+            if needles:
+                maybe = part.may_hold(needles, groups)
+                groups, lows, highs = groups[maybe], lows[maybe], highs[maybe]
+            for group, low, high in zip(groups.tolist(), lows.tolist(), highs.tolist(), strict=True):
+                queue.append((low, high, number, part, group))
+        for number, buffer in enumerate(buffers):
+            rows = buffer.find(wanted, start_ns, end_ns)
+            if not len(rows):
+                continue
+            order = np.argsort(buffer.ts_ns()[rows], kind="stable")
+            rows = rows[order]
+            for first_row in range(0, len(rows), ROWS_MAX):
+                chunk = rows[first_row : first_row + ROWS_MAX]
+                ts = buffer.ts_ns()[chunk[[0, -1]]].tolist()
+                queue.append((ts[0], ts[1], len(parts) + number, buffer, chunk))
+        if backward:
+            queue.sort(key=lambda item: (-item[1], -item[2]))
+        else:
+            queue.sort(key=lambda item: (item[0], item[2]))
+        for k, (_, _, _, holder, what) in enumerate(queue):
+            following = queue[k + 1] if k + 1 < len(queue) else None
+            if following is None:
+                frontier = start_ns - 1 if backward else end_ns
+            else:
+                frontier = following[1] if backward else following[0]
+            frame = self._frame(holder, what, wanted, start_ns, end_ns, frontier)
+            if len(frame):
+                yield frame
+
+    def _frame(
+        self,
+        holder: Part | Buffer,
+        what: object,
+        wanted: NDArray[np.uint8],
+        start_ns: int,
+        end_ns: int,
+        frontier_ns: int,
+    ) -> LogFrame:
+        source: RowSource
+        if isinstance(holder, Buffer):
+            assert isinstance(what, np.ndarray)
+            rows = what
+            refs, ts_ns = holder.refs()[rows].astype(np.int64), holder.ts_ns()[rows]
+            source = holder.source()
+        else:
+            assert isinstance(what, int)
+            group = holder.open(what)
+            all_refs, all_ts = holder.refs_of_rows(what), group.ts_ns
+            mask = (all_ts >= start_ns) & (all_ts < end_ns)
+            mask &= wanted[np.minimum(all_refs, len(wanted) - 1)] != 0
+            rows = np.flatnonzero(mask)
+            rows = rows[np.argsort(all_ts[rows], kind="stable")]
+            refs, ts_ns = all_refs[rows], all_ts[rows]
+            source = group
+        used, stream_row = np.unique(refs, return_inverse=True)
+        used_refs = used.astype(np.uint32)
+        return LogFrame(
+            used_refs, self.registry.label_table(used_refs), stream_row.astype(np.int32), ts_ns, source, rows,
+            frontier_ns,
+        )  # fmt: skip
+
+    def _counts(
+        self, matchers: Sequence[Matcher], start_ns: int, end_ns: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+        """(entries, raw bytes) by stream number, and groups of rows, from the index only."""
+        buffers, parts = self._view
+        wanted = self._wanted(matchers)
+        entries, size = np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.int64)
+        chunks = 0
+        for part in parts:
+            hit = part.runs_of(wanted, start_ns, end_ns)
+            np.add.at(entries, part.runs.ref[hit], part.runs.rows[hit])
+            np.add.at(size, part.runs.ref[hit], part.runs.bytes[hit])
+            chunks += len(np.unique(part.runs.group[hit]))
+        for buffer in buffers:
+            rows = buffer.find(wanted, start_ns, end_ns)
+            refs = buffer.refs()[rows]
+            entries += np.bincount(refs, minlength=len(wanted))
+            size += np.bincount(refs, buffer.line_sizes()[rows], minlength=len(wanted)).astype(np.int64)
+            chunks += len(rows) > 0
+        return entries, size, chunks
+
+    def _refs_in_range(self, selectors: Sequence[Sequence[Matcher]], start_ns: int, end_ns: int) -> NDArray[np.uint32]:
+        hit = np.zeros(len(self.registry), np.bool_)
+        for selector in selectors or [()]:
+            entries, _, _ = self._counts(selector, start_ns, end_ns)
+            hit[: len(entries)] |= entries[: len(hit)] > 0
+        return np.flatnonzero(hit).astype(np.uint32)
+
+    def streams(self, selectors: Sequence[Sequence[Matcher]], start_ns: int, end_ns: int) -> LabelTable:
+        """Labels of the streams of any selector (none = all) that may have entries in the range."""
+        return self.registry.label_table(self._refs_in_range(selectors, start_ns, end_ns))
+
+    def label_names(self, selectors: Sequence[Sequence[Matcher]], start_ns: int, end_ns: int) -> list[str]:
+        """Sorted label names of those streams."""
+        return self.registry.label_names(self._refs_in_range(selectors, start_ns, end_ns))
+
+    def label_values(self, name: str, selectors: Sequence[Sequence[Matcher]], start_ns: int, end_ns: int) -> list[str]:
+        """Sorted values of one label of those streams."""
+        return self.registry.label_values(name, self._refs_in_range(selectors, start_ns, end_ns))
+
+    def stats(self, matchers: Sequence[Matcher], start_ns: int, end_ns: int) -> IndexStats:
+        """What a selector covers, from the index only."""
+        entries, size, chunks = self._counts(matchers, start_ns, end_ns)
+        return IndexStats(int(np.count_nonzero(entries)), chunks, int(size.sum()), int(entries.sum()))
+
+    def volume(
+        self, matchers: Sequence[Matcher], start_ns: int, end_ns: int
+    ) -> tuple[LabelTable, NDArray[np.int64], NDArray[np.int64]]:
+        """(labels, entries, raw bytes) of each stream, from the index only."""
+        entries, size, _ = self._counts(matchers, start_ns, end_ns)
+        refs = np.flatnonzero(entries).astype(np.uint32)
+        return self.registry.label_table(refs), entries[refs], size[refs]
+
+    def store_stats(self) -> LogStoreStats:
+        """Counters."""
+        buffers, parts = self._view
+        return LogStoreStats(
+            streams=len(self.registry),
+            entries_appended=self.entries_appended,
+            repeated=self.repeated,
+            buffered_entries=sum(b.count for b in buffers),
+            buffered_bytes=sum(b.line_bytes + b.meta_bytes for b in buffers),
+            parts=len(parts),
+            part_bytes=sum(p.meta.bytes for p in parts),
+            part_entries=sum(p.meta.samples for p in parts),
+            flushes=self.flushes,
+            compactions=self.compactions,
+        )
+
+
+def _keep(batch: LogBatch, keep: NDArray[np.bool_]) -> LogBatch:
+    """Some rows of a batch."""
+    rows = np.flatnonzero(keep)
+    lines = gather(batch.line_bytes, batch.line_offsets[rows], np.diff(batch.line_offsets)[rows])
+    meta = gather(batch.meta_bytes, batch.meta_offsets[rows], np.diff(batch.meta_offsets)[rows])
+    return LogBatch(
+        batch.refs[rows], batch.ts_ns[rows], lines.offsets, lines.data, meta.offsets, meta.data, batch.levels[rows]
+    )
