@@ -103,5 +103,6 @@ th{text-align:left;padding-right:2rem;font-weight:600}</style>
 <p>Grafana: add a data source of type Prometheus with the address of this page.</p>
 <p><a href="metrics">metrics</a> · <a href="api/v1/status/tsdb">cardinality</a> ·
 <a href="api/v1/status/config">configuration</a> ·
-<a href="api/v1/targets">targets</a> · <a href="api/v1/status/runtimeinfo">runtime</a> · <a href="openapi.json">OpenAPI</a></p></html>
+<a href="api/v1/targets">targets</a> · <a href="api/v1/status/runtimeinfo">runtime</a> ·
+<a href="openapi.json">OpenAPI</a></p></html>
 """
