@@ -17,7 +17,7 @@ from query.engine.context import QueryContext, Steps
 from query.engine.grid import Grid, Scalar, empty_table, sort_order
 from query.errors import BadDataError, ExecutionError, QueryTimeoutError
 from query.limits import QueryLimits
-from query.logql.ast import Expr, LogQuery
+from query.logql.ast import LogQuery, MetricExpr
 from query.logql.engine.entries import Scanned, StreamEntries, select_entries
 from query.logql.engine.metrics import MetricEvaluator, Value
 from query.logql.parser import parse
@@ -96,13 +96,24 @@ class LogEngine:
                 check_time=ctx.check_time,
             )  # fmt: skip
 
-        streams, stats = self._run("", Steps(start_ns, 1, 1), work)
+        streams, stats = self._run(Steps(start_ns, 1, 1), work)
         stats.lines, stats.lines_kept = scanned.lines, scanned.lines_kept
         stats.entries = sum(len(stream.entries) for stream in streams)
         return LogResult(streams, stats)
 
     def range(self, reader: LogReader, text: str, start_ns: int, end_ns: int, step_ns: int) -> LogResult:
         """Values of a metric query from ``start_ns`` to ``end_ns``, both included, every ``step_ns``.
+
+        Raises
+        ------
+        query.errors.QueryError
+        """
+        expr = parsed(text)
+        assert not isinstance(expr, LogQuery)
+        return self.range_of(reader, expr, start_ns, end_ns, step_ns)
+
+    def range_of(self, reader: LogReader, expr: MetricExpr, start_ns: int, end_ns: int, step_ns: int) -> LogResult:
+        """The same of an expression.
 
         Raises
         ------
@@ -116,7 +127,7 @@ class LogEngine:
                 "Try increasing the value of the step parameter"
             )
         steps = Steps(start_ns, step_ns, (end_ns - start_ns) // step_ns + 1)
-        value, stats = self._metric(reader, text, steps)
+        value, stats = self._metric(reader, expr, steps)
         times_ms = steps.times_ms() // 1_000_000
         if isinstance(value, Scalar):
             value = _as_grid(value)
@@ -132,30 +143,30 @@ class LogEngine:
         ------
         query.errors.QueryError
         """
-        value, stats = self._metric(reader, text, Steps(time_ns, 1, 1))
+        expr = parsed(text)
+        assert not isinstance(expr, LogQuery)
+        value, stats = self._metric(reader, expr, Steps(time_ns, 1, 1))
         time_ms = time_ns // 1_000_000
         if isinstance(value, Scalar):
             return LogResult(ScalarResult(time_ms, float(value.values[0])), stats)
         grid = value.without_empty()
         return LogResult(VectorResult(grid.labels, np.array([time_ms]), grid.values, grid.present), stats)
 
-    def _metric(self, reader: LogReader, text: str, steps: Steps) -> tuple[Value, LogStats]:
-        expr: Expr = parsed(text)
-        assert not isinstance(expr, LogQuery)
+    def _metric(self, reader: LogReader, expr: MetricExpr, steps: Steps) -> tuple[Value, LogStats]:
         scanned = Scanned()
 
         def work(ctx: QueryContext) -> Value:
             with np.errstate(all="ignore"):
                 return MetricEvaluator(ctx, reader, steps, self._now_ns(), scanned).evaluate(expr)
 
-        value, stats = self._run(text, steps, work)
+        value, stats = self._run(steps, work)
         stats.lines, stats.lines_kept = scanned.lines, scanned.lines_kept
         return value, stats
 
     def _now_ns(self) -> int:
         return self._clock.now_ms() * 1_000_000
 
-    def _run(self, text: str, steps: Steps, work: Callable[[QueryContext], T]) -> tuple[T, LogStats]:
+    def _run(self, steps: Steps, work: Callable[[QueryContext], T]) -> tuple[T, LogStats]:
         """Wait for a turn, then work."""
         begin = time.perf_counter()
         deadline = time.monotonic() + self.limits.timeout_s
@@ -164,7 +175,7 @@ class LogEngine:
         try:
             started = time.perf_counter()
             ctx = QueryContext(
-                text,
+                "",
                 EmptyStorage(),
                 self.limits,
                 steps,

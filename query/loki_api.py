@@ -1,0 +1,303 @@
+"""Loki's read side over HTTP, as a bare ASGI application (compat.md 1, 2, 6, 7).
+
+Like :mod:`query.api`, with Loki's manners: errors are plain text, every path takes GET and POST.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
+
+from query.api import (
+    COMPRESS_BYTES_MIN,
+    DEFAULT_TENANT,
+    FORM_BYTES_MAX,
+    QUERY_BUCKETS_S,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    _compress,
+    _compressed,
+    _delivered,
+    _disconnected,
+    _read_form,
+    chosen_encoding,
+)
+from query.endpoints import Body
+from query.errors import ErrorType, QueryError, QueryTimeoutError
+from query.json_out import dumps
+from query.logql.engine.engine import LogEngine, LogStats
+from query.loki_endpoints import (
+    FIELD_PREFIX,
+    LABEL_PREFIX,
+    PREFIX,
+    VALUES_SUFFIX,
+    InvalidQueryError,
+    LokiEndpoints,
+    LokiRequest,
+)
+from query.loki_json import CATEGORIZE
+from query.params import Params
+from tsdb.clock import Clock, SystemClock
+from tsdb.errors import RejectedError, UnavailableError
+from tsdb.logs.frame import LogReader
+
+log = logging.getLogger(__name__)
+
+_JSON = b"application/json; charset=UTF-8"
+_TEXT = b"text/plain; charset=utf-8"
+_FLAGS = b"x-loki-response-encoding-flags"
+_METHODS = frozenset(("GET", "POST"))
+_WATCH_AFTER_S = 0.05
+_CORS: Headers = [
+    (b"access-control-allow-headers", b"Accept, Authorization, Content-Type, Origin"),
+    (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-expose-headers", b"Date"),
+    (b"vary", b"Origin"),
+]
+_STATUS = {
+    ErrorType.BAD_DATA: 400,
+    ErrorType.EXECUTION: 400,
+    ErrorType.TIMEOUT: 504,
+    ErrorType.CANCELED: 499,
+    ErrorType.INTERNAL: 500,
+    ErrorType.UNAVAILABLE: 503,
+}
+TIMED_OUT = (
+    "request timed out, decrease the duration of the request or add more label matchers (prefer exact match over "
+    "regex match) to reduce the amount of data processed"
+)
+
+Handler = Callable[[LokiRequest], Body]
+
+
+@dataclass(slots=True)
+class LokiApiStats:
+    """Counts since the start, for ``/metrics``; changed on the event loop only.
+
+    Attributes
+    ----------
+    responses : (path, HTTP status) -> answers; 499 = the client had gone
+    query_seconds : queries per bucket of :data:`query.api.QUERY_BUCKETS_S`, the last one beyond all bounds
+    query_seconds_sum : seconds of all queries
+    query_lines : lines that queries looked at
+    """
+
+    responses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    query_seconds: list[int] = field(default_factory=lambda: [0] * (len(QUERY_BUCKETS_S) + 1))
+    query_seconds_sum: float = 0.0
+    query_lines: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """First piece of an answer, and the rest when there is more."""
+
+    status: int
+    first: bytes
+    rest: Iterator[bytes] | None = None
+    encoding: bytes = b""
+    content_type: bytes = _JSON
+
+
+class LokiApi:
+    """All read endpoints below ``/loki/api/v1/``.
+
+    Parameters
+    ----------
+    engine : evaluates queries
+    reader_for : tenant -> its logs, None when there are none (a read never creates a tenant)
+    executor : threads that evaluate; the event loop never does
+    build_info : of ``status/buildinfo``
+    limits : of ``drilldown-limits``, over the defaults
+    clock : what "now" is
+
+    Attributes
+    ----------
+    paths : every path that is served
+    stats : LokiApiStats
+    """
+
+    def __init__(
+        self,
+        engine: LogEngine,
+        reader_for: Callable[[str], LogReader | None],
+        executor: Executor,
+        build_info: Mapping[str, str],
+        limits: Mapping[str, Any] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        endpoints = LokiEndpoints(engine, reader_for, build_info, limits or {}, clock or SystemClock())
+        self._executor = executor
+        self.stats = LokiApiStats()
+        self._named: dict[str, Handler] = {
+            LABEL_PREFIX: endpoints.label_values,
+            FIELD_PREFIX: endpoints.detected_field_values,
+        }
+        self._routes: dict[str, Handler] = {
+            f"{PREFIX}query": endpoints.query,
+            f"{PREFIX}query_range": endpoints.query_range,
+            f"{PREFIX}labels": endpoints.labels,
+            f"{PREFIX}label": endpoints.labels,
+            f"{PREFIX}series": endpoints.series,
+            f"{PREFIX}index/stats": endpoints.stats,
+            f"{PREFIX}index/volume": endpoints.volume,
+            f"{PREFIX}index/volume_range": endpoints.volume_range,
+            f"{PREFIX}detected_labels": endpoints.detected_labels,
+            f"{PREFIX}detected_fields": endpoints.detected_fields,
+            f"{PREFIX}patterns": endpoints.patterns,
+            f"{PREFIX}format_query": endpoints.format_query,
+            f"{PREFIX}drilldown-limits": endpoints.drilldown_limits,
+            f"{PREFIX}status/buildinfo": endpoints.build_info,
+        }
+
+    @property
+    def paths(self) -> list[str]:
+        """Every path."""
+        return [*self._routes, *(f"{prefix}{{name}}{VALUES_SUFFIX}" for prefix in self._named)]
+
+    def _find(self, path: str) -> tuple[str, Handler | None]:
+        """The name of a path in the statistics, and what answers it."""
+        handler = self._routes.get(path)
+        if handler is not None:
+            return path, handler
+        for prefix, named in self._named.items():
+            if path.startswith(prefix) and path.endswith(VALUES_SUFFIX):
+                return f"{prefix}{{name}}{VALUES_SUFFIX}", named
+        return path, None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        headers = dict(scope["headers"])
+        cors = _CORS if b"origin" in headers else []
+        path, handler = self._find(scope["path"].removeprefix(scope.get("root_path", "")))
+        method = scope["method"]
+        if handler is None:
+            await self._send(send, receive, _text(404, "404 page not found\n"), cors)
+        elif method == "OPTIONS":
+            await send({"type": "http.response.start", "status": 204, "headers": cors})
+            await send({"type": "http.response.body", "body": b""})
+        elif method not in _METHODS:
+            allow = [(b"allow", b"GET, OPTIONS, POST")]
+            await self._send(send, receive, _text(405, "Method Not Allowed\n"), [*cors, *allow])
+        else:
+            answer = await self._answer(scope, headers, handler, receive)
+            self.stats.responses[path, answer.status] += 1
+            if answer.status != 499:
+                await self._send(send, receive, answer, cors)
+
+    async def _answer(
+        self, scope: Scope, headers: Mapping[bytes, bytes], handler: Handler, receive: Receive
+    ) -> _Answer:
+        """Read the request and compute its answer; status 499 when the client has gone."""
+        begin = time.perf_counter()
+        body = b""
+        if scope["method"] == "POST":
+            form = await _read_form(receive)
+            if form is None:
+                return _Answer(499, b"")
+            if len(form) > FORM_BYTES_MAX:
+                return _text(400, "http: POST too large")
+            body = form
+        stats: list[LogStats] = []
+        flags = headers.get(_FLAGS, b"").decode("latin-1").split(",")
+        request = LokiRequest(
+            (scope.get("raw_path") or scope["path"].encode()).removeprefix(scope.get("root_path", "").encode()),
+            Params.read(scope["query_string"], headers.get(b"content-type", b"").decode("latin-1"), body),
+            headers.get(b"x-scope-orgid", b"").decode("latin-1") or DEFAULT_TENANT,
+            CATEGORIZE in [flag.strip() for flag in flags],
+            stats.append,
+        )
+        encoding = chosen_encoding(headers.get(b"accept-encoding", b""))
+        answer = await self._run(functools.partial(_compute, handler, request, encoding), receive)
+        if stats:
+            seconds = time.perf_counter() - begin
+            self.stats.query_seconds[bisect_left(QUERY_BUCKETS_S, seconds)] += 1
+            self.stats.query_seconds_sum += seconds
+            self.stats.query_lines += stats[0].lines
+        return answer
+
+    async def _run(self, job: Callable[[], _Answer], receive: Receive) -> _Answer:
+        """Run a job in a worker thread; stop waiting when the client hangs up."""
+        future = asyncio.get_running_loop().run_in_executor(self._executor, job)
+        done, _ = await asyncio.wait((future,), timeout=_WATCH_AFTER_S)
+        if not done:
+            gone = asyncio.ensure_future(_disconnected(receive))
+            await asyncio.wait((future, gone), return_when=asyncio.FIRST_COMPLETED)
+            gone.cancel()
+            if not future.done():
+                future.cancel()  # one that waits for a thread never begins
+                return _Answer(499, b"")
+        return future.result()
+
+    async def _send(self, send: Send, receive: Receive, answer: _Answer, more: Headers) -> None:
+        headers: Headers = [(b"content-type", answer.content_type), *more]
+        if answer.encoding:
+            headers += [(b"content-encoding", answer.encoding), (b"vary", b"Accept-Encoding")]
+        rest = answer.rest
+        if rest is None:
+            headers.append((b"content-length", str(len(answer.first)).encode()))
+        start = {"type": "http.response.start", "status": answer.status, "headers": headers}
+        if not await _delivered(send, start):
+            return
+        if rest is None:
+            await _delivered(send, {"type": "http.response.body", "body": answer.first})
+            return
+        loop = asyncio.get_running_loop()
+        gone = asyncio.ensure_future(_disconnected(receive))
+        piece = answer.first
+        try:
+            while not gone.done() and await _delivered(
+                send, {"type": "http.response.body", "body": piece, "more_body": bool(piece)}
+            ):
+                if not piece:
+                    break
+                piece = await loop.run_in_executor(self._executor, next, rest, b"")
+        finally:
+            gone.cancel()
+
+
+def _text(status: int, message: str) -> _Answer:
+    return _Answer(status, message.encode("utf-8", "replace"), content_type=_TEXT)
+
+
+def _compute(handler: Handler, request: LokiRequest, encoding: bytes) -> _Answer:
+    """Call a handler, make the first piece of its answer and compress it; every error becomes an answer."""
+    try:
+        body = handler(request)
+        pieces = iter((body,)) if isinstance(body, bytes) else body
+        first = next(pieces)
+        second = next(pieces, None)
+    except InvalidQueryError as error:
+        return _Answer(400, dumps({"status": "invalid-query", "error": str(error)}))
+    except QueryTimeoutError:
+        return _text(504, TIMED_OUT)
+    except QueryError as error:
+        return _text(_STATUS[error.error_type], str(error))
+    except RejectedError as error:
+        return _text(400, str(error))
+    except UnavailableError as error:
+        return _text(503, str(error))
+    except Exception:
+        log.exception("%s failed", request.raw_path.decode("latin-1"))
+        return _text(500, "internal error, see the server's log")
+    if second is None:
+        if encoding and len(first) >= COMPRESS_BYTES_MIN:
+            return _Answer(200, _compress(first, encoding), None, encoding)
+        return _Answer(200, first)
+    rest: Iterator[bytes] = itertools.chain((second,), pieces)
+    if encoding:
+        rest = _compressed(itertools.chain((first,), rest), encoding)
+        first = next(rest)
+    return _Answer(200, first, rest, encoding)
