@@ -105,6 +105,10 @@ class SeriesMapping:
         """The counter whose increments are errors, for queries that a person pastes; "" when labels decide."""
         return next((c.metric for c in self.counters if c.counts is Counts.ERROR and not c.where), "")
 
+    def successes_metric(self) -> str:
+        """The counter whose increments are successes; "" when labels decide."""
+        return next((c.metric for c in self.counters if c.counts is Counts.SUCCESS and not c.where), "")
+
 
 BUILT_IN: Mapping[str, SeriesMapping] = {
     mapping.name: mapping
