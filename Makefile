@@ -10,7 +10,7 @@ JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install warm lint format test test-slow test-kernels-plain test-kernels-bounds test-all demo bench clean
+.PHONY: help install warm lint format test test-slow test-kernels-plain test-kernels-bounds test-all demo bench bench-health clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 24
@@ -53,6 +53,9 @@ demo: install ## a real Envoy, an upstream that fails, a live view; DURATION=30 
 
 bench: install ## measured figures beside the peers where they are installed
 	$(BIN)/python -m benchmarks
+
+bench-health: install ## every health decision of the acceptance table, simulated with known truth (QUICK=1: a tenth)
+	$(BIN)/python -m benchmarks.health $(if $(QUICK),--quick)
 
 clean: ## remove caches and builds (not .venv)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -138,18 +138,20 @@ def bursty(rate: Floats, trials: int, base: float = 0.001) -> World:
 def rolling_restarts(rate: Floats, base: float, every_s: int = 30, down_s: int = 4, warming_s: int = 10) -> World:
     """Every ``every_s`` another endpoint refuses connections for ``down_s``, then fails 2 % for ``warming_s``.
 
-    Ejecting it while it is down or warming is right.
+    Ejecting it while it is down or warming is right, in the 10 s after that it is grey.
     """
     endpoints = rate.shape[-1]
 
     def world(second: int, _rng: np.random.Generator) -> Moment:
         at, phase = second // every_s % endpoints, second % every_s
         failing = np.full(endpoints, base)
-        bad = np.zeros(endpoints, dtype=np.bool_)
+        bad, grey = np.zeros((2, endpoints), dtype=np.bool_)
         if second >= 120 and phase < down_s + warming_s:
             failing[at] = 1.0 if phase < down_s else 0.02
             bad[at] = True
-        return Moment(rate, failing, bad, refused=bad & (phase < down_s))
+        if second >= 120 and phase < down_s + warming_s + 10:
+            grey[at] = True
+        return Moment(rate, failing, bad, grey=grey, refused=bad & (phase < down_s))
 
     return world
 

@@ -22,6 +22,8 @@ from health.window import LatencySums, Signals, Sums
 
 _MIN_JUDGEABLE = 10
 """Attempts below which nothing is said about one endpoint (D6, common cause)."""
+_MIN_PAST = 100
+"""Attempts of an endpoint's peers below which their past says nothing."""
 _MIN_STRATUM = 5
 """Attempts of one observer on one endpoint below which D5 does not count it as a view."""
 _RISING_Z = 1.64
@@ -82,6 +84,7 @@ def judge_errors(
     compared: NDArray[np.bool_],
     zones: NDArray[np.int32],
     rule: NDArray[np.float64],
+    past: NDArray[np.float64] | None = None,
 ) -> Judgement:
     """D1 on a batch of trials, worst first with another look after each conviction.
 
@@ -92,6 +95,7 @@ def judge_errors(
     compared : (trials, H) bool       the comparison set
     zones : (P,) int32                zone number of each observer, -1 = unknown
     rule : (13,) float64              from :func:`rule_vector`
+    past : (trials, H) float64        error rate of each endpoint's peers before the window; None = not known
     """
     trials, n_observers, n_endpoints = errors.shape
     out = Judgement(
@@ -105,6 +109,7 @@ def judge_errors(
         attempts,
         asked,
         compared,
+        np.zeros((trials, n_endpoints)) if past is None else past,
         zones,
         rule,
         np.empty((8, n_endpoints)),
@@ -205,7 +210,8 @@ def detect(signals: Signals, topology: Topology, state: ServiceState, policy: Po
         asked, broken, split = broken_observers(signals.windows, policy)
         if policy.hard.enabled:
             hard = hard_failures(signals.hard, asked, policy.hard.observers, policy.hard.attempts)
-        findings = [_error_finding(window, asked, compared, zones, policy) for window in signals.windows]
+        past = past_rates(signals.past_errors[None], signals.past_attempts[None], compared[None])
+        findings = [_error_finding(window, asked, compared, zones, past, policy) for window in signals.windows]
         for window in signals.latency:
             findings += _slow_findings(window, signals.latency_zones, compared, policy)
         if hard.any():
@@ -236,6 +242,19 @@ def detect(signals: Signals, topology: Topology, state: ServiceState, policy: Po
         probe_attempts=_over(asked, signals.probe_attempts),
         baseline_hi=_baseline_hi(_over(asked, minute.errors)[healthy].sum(), attempts_60s[healthy].sum()),
     )
+
+
+def past_rates(
+    errors: NDArray[np.float64], attempts: NDArray[np.float64], compared: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Error rate of each endpoint's peers in the last 10 minutes before the last 60 s; all (trials, H).
+
+    0 where the peers had too few attempts to tell.
+    """
+    k, n = errors * compared, attempts * compared
+    peer_k, peer_n = k.sum(axis=1, keepdims=True) - k, n.sum(axis=1, keepdims=True) - n
+    out: NDArray[np.float64] = np.divide(peer_k, peer_n, out=np.zeros_like(peer_k), where=peer_n >= _MIN_PAST)
+    return out
 
 
 def rising_share(signals: Signals, asked: NDArray[np.bool_], policy: Policy) -> float:
@@ -306,11 +325,16 @@ def degraded_groups(
 
 
 def _error_finding(
-    window: Sums, asked: NDArray[np.bool_], compared: NDArray[np.bool_], zones: NDArray[np.int32], policy: Policy
+    window: Sums,
+    asked: NDArray[np.bool_],
+    compared: NDArray[np.bool_],
+    zones: NDArray[np.int32],
+    past: NDArray[np.float64],
+    policy: Policy,
 ) -> Finding:
     found = judge_errors(
         window.errors[None], window.attempts[None], asked[None], compared[None], zones,
-        rule_vector(policy.error, policy.agreement),
+        rule_vector(policy.error, policy.agreement), past,
     )  # fmt: skip
     marks = found.marks[0]
     return Finding(

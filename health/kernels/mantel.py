@@ -82,7 +82,9 @@ def wilson(errors, attempts, z, side):
 
 
 @device
-def finish(errors, attempts, variance, weight, a, b, observers, bad, peer_errors, peer_attempts, excess, rule, row):
+def finish(
+    errors, attempts, variance, weight, a, b, observers, bad, peer_errors, peer_attempts, past_rate, excess, rule, row
+):  # fmt: skip
     """Fill one row of statistics from the sums over observers; True when every gate of D1 holds."""
     expected = errors - a + b
     z = (errors - expected - 0.5) / math.sqrt(max(variance, 1e-12))
@@ -90,8 +92,11 @@ def finish(errors, attempts, variance, weight, a, b, observers, bad, peer_errors
     ratio = a / max(b, 1e-9)
     baseline = b / max(weight, 1e-12)
     # errors expected under the stratified baseline; at least one error among the peers is assumed, so that none
-    # seen never means that none can happen
-    mean = max(errors / max(ratio, 1e-9), attempts / (peer_attempts + 1.0)) if errors > 0.0 else 0.0
+    # seen never means that none can happen, and no less than the peers' own past, so that a lucky minute of the
+    # peers convicts nobody
+    mean = 0.0
+    if errors > 0.0:
+        mean = max(errors / max(ratio, 1e-9), attempts / (peer_attempts + 1.0), attempts * past_rate)
     # Given the errors of all, those of the candidate are a sum of independent draws; a binomial of the same mean bounds
     # its tail (Hoeffding 1956). Unlike the Poisson tail it does not take a baseline for known that has just been lucky.
     exact = binomial_tail(errors, errors + peer_errors, expected)
@@ -174,6 +179,7 @@ def agreement(views, excess, rule, row):
         const(f64, 3),
         const(u1, 2),
         const(u1, 2),
+        const(f64, 2),
         const(i32),
         const(f64),
         mut(f64, 2),
@@ -187,7 +193,7 @@ def agreement(views, excess, rule, row):
     )
 )
 def judge(
-    errors, attempts, asked, compared, zones, rule, sums, peers, views, stand, table, chain, marks, incident
+    errors, attempts, asked, compared, past, zones, rule, sums, peers, views, stand, table, chain, marks, incident
 ):  # fmt: skip
     """Flag endpoints worst first: convict the worst, take it out of the comparison, look again.
 
@@ -196,6 +202,7 @@ def judge(
     errors, attempts : (trials, P, H) float64, const     sums of one window
     asked : (trials, P) bool, const                      observers that are believed
     compared : (trials, H) bool, const                   the comparison set
+    past : (trials, H) float64, const                    error rate of each endpoint's peers before the window
     zones : (P,) int32, const                            zone of each observer, -1 = unknown
     rule : (13,) float64, const                          thresholds, entries ``R_*``
     sums : (8, H) float64, scratch
@@ -277,7 +284,8 @@ def judge(
                     continue
                 flagged = finish(
                     sums[0, h], sums[1, h], sums[4, h], sums[5, h], sums[6, h], sums[7, h], sums[2, h], sums[3, h],
-                    all_errors - sums[0, h], all_attempts - sums[1, h], rule[R_MIN_EXCESS], rule, table[t, h],
+                    all_errors - sums[0, h], all_attempts - sums[1, h], past[t, h], rule[R_MIN_EXCESS], rule,
+                    table[t, h],
                 )  # fmt: skip
                 if flagged and stand[h] == 3:
                     difference = table[t, h, EXCESS]
@@ -345,7 +353,8 @@ def judge(
                 b += peer_k * n / total
             flagged = finish(
                 sums[0, h], sums[1, h], variance, weight, a, b, sums[2, h], sums[3, h],
-                all_errors - own * sums[0, h], all_attempts - own * sums[1, h], rule[R_MIN_EXCESS], rule, table[t, h],
+                all_errors - own * sums[0, h], all_attempts - own * sums[1, h], past[t, h], rule[R_MIN_EXCESS],
+                rule, table[t, h],
             )  # fmt: skip
             agreed = agreement(views, rule[R_MIN_EXCESS], rule, table[t, h])
             table[t, h, AGREEMENT] = agreed

@@ -129,7 +129,7 @@ def judge_slow(
             a += k * peer_n / total
             b += peer_k * n / total
         flagged = finish(
-            slow, attempts, variance, weight, a, b, observers, bad, peer_slow, peers[last], excess, rule, table[h]
+            slow, attempts, variance, weight, a, b, observers, bad, peer_slow, peers[last], 0.0, excess, rule, table[h]
         )  # fmt: skip
         upper = wilson(table[h, BASELINE] * table[h, PEER_ATTEMPTS], table[h, PEER_ATTEMPTS], 2.0, 1.0)
         table[h, LIMIT] = max(table[h, LIMIT], 2.0 * upper, upper + excess)

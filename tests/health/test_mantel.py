@@ -54,8 +54,9 @@ def test_worst_first_agrees_with_the_definition(table, rule):
     k, n, asked, compared, zones = table
     if knife_edge(k, n, asked, compared, zones, rule):
         return
-    found = judge_errors(k[None], n[None], asked[None], compared[None], zones, rule_vector(rule, 0.6))
-    chain, partial, others, incident = plain.worst_first(k, n, asked, compared, zones, rule, 0.6)
+    past = np.where(np.arange(k.shape[1]) % 3 == 0, 0.08, 0.0)
+    found = judge_errors(k[None], n[None], asked[None], compared[None], zones, rule_vector(rule, 0.6), past[None])
+    chain, partial, others, incident = plain.worst_first(k, n, asked, compared, zones, rule, 0.6, past)
     assert [h for h in found.chain[0].tolist() if h >= 0] == chain
     assert bool(found.incident[0]) == incident
     if not incident:
@@ -129,6 +130,22 @@ def test_real_run_of_the_design_page():
     assert flagged == (2,)
     assert stats.row(2)["z"] == pytest.approx(8.642, abs=1e-3)
     assert stats.row(2)["excess"] == pytest.approx(0.0588, abs=1e-4)
+
+
+def test_a_lucky_minute_of_the_peers_convicts_nobody():
+    """11 of 50 against 2 of 250 looks grave, unless the peers usually fail 5 %."""
+    k, n = np.zeros((20, 6)), np.full((20, 6), 2.5)
+    k[:11, 0] = 1
+    k[:2, 1] = 1
+
+    def flagged(past):
+        everybody = np.ones((1, 20), dtype=np.bool_), np.ones((1, 6), dtype=np.bool_)
+        nowhere = np.full(20, -1, dtype=np.int32)
+        rates = np.full((1, 6), past)
+        return judge_errors(k[None], n[None], *everybody, nowhere, rule_vector(RULE), rates).chain[0, 0]
+
+    assert flagged(0.0) == 0
+    assert flagged(0.05) == -1
 
 
 def test_one_stratum_is_the_hypergeometric_distribution():

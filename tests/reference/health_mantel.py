@@ -57,6 +57,7 @@ class Plain:
     K0: float = 0.0
     M0: float = 0.0
     agreement: float = 1.0
+    past: float = 0.0
 
     @property
     def z(self) -> float:
@@ -76,7 +77,7 @@ class Plain:
 
     @property
     def tail(self) -> float:
-        mu = max(self.S / max(self.rr, 1e-9), self.M / (self.M0 + 1)) if self.S else 0.0
+        mu = max(self.S / max(self.rr, 1e-9), self.M / (self.M0 + 1), self.M * self.past) if self.S else 0.0
         return poisson_tail(self.S, mu)
 
     @property
@@ -140,11 +141,11 @@ def strata(k, n, k0, n0, zones, excess, min_view) -> Plain:
     return out
 
 
-def one(k, n, h, asked, members, zones, excess, min_view=10) -> Plain:
-    """D1's statistics of endpoint ``h`` against the endpoints in ``members``."""
+def one(k, n, h, asked, members, zones, excess, min_view=10, past=0.0) -> Plain:
+    """D1's statistics of endpoint ``h`` against the endpoints in ``members``, whose error rate was ``past``."""
     rows = [p for p in range(len(k)) if asked[p]]
     peers = [i for i in range(k.shape[1]) if members[i] and i != h]
-    return strata(
+    out = strata(
         [k[p, h] for p in rows],
         [n[p, h] for p in rows],
         [sum(k[p, i] for i in peers) for p in rows],
@@ -153,16 +154,22 @@ def one(k, n, h, asked, members, zones, excess, min_view=10) -> Plain:
         excess,
         min_view,
     )
+    out.past = past
+    return out
 
 
-def worst_first(k, n, asked, compared, zones, rule, min_agreement):
+def worst_first(k, n, asked, compared, zones, rule, min_agreement, past):
     """Section 6.2: (chain, partial, others, incident)."""
     hosts = range(k.shape[1])
     members, candidates = list(compared), list(compared)
     active = sum(bool(compared[h]) and sum(n[p, h] for p in range(len(k)) if asked[p]) > 0 for h in hosts)
     chain, partial = [], []
     while True:
-        plain = {h: one(k, n, h, asked, members, zones, rule.min_excess) for h in hosts if members[h] and candidates[h]}
+        plain = {
+            h: one(k, n, h, asked, members, zones, rule.min_excess, past=past[h])
+            for h in hosts
+            if members[h] and candidates[h]
+        }
         flagged = [h for h, s in plain.items() if s.gates(rule, rule.min_excess)]
         if not flagged:
             break
@@ -178,7 +185,7 @@ def worst_first(k, n, asked, compared, zones, rule, min_agreement):
     others = []
     for h in hosts:
         if not compared[h]:
-            s = one(k, n, h, asked, members, zones, rule.min_excess)
+            s = one(k, n, h, asked, members, zones, rule.min_excess, past=past[h])
             if s.gates(rule, rule.min_excess):
                 (others if s.agreement >= min_agreement else partial).append(h)
     return chain, partial, others, False
