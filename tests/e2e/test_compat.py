@@ -46,6 +46,14 @@ def test_a_row_has_a_proof(row: list[str]) -> None:
     assert f"def {name}(" in text, proof
 
 
+def test_every_client_has_a_proof() -> None:
+    table = PAGE.partition("## Clients")[2]
+    proofs = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", table)
+    assert len(proofs) == table.count("\n| ") - 1
+    for file, name in proofs:
+        assert f"def {name}(" in Path(ROOT / file).read_text(), name
+
+
 def test_the_rules_are_all_there() -> None:
     rules = {row[1] for row in ROWS}
     assert rules >= {f"G{i}" for i in range(1, 10)} | {f"W{i}" for i in range(1, 29)}
