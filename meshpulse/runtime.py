@@ -30,9 +30,14 @@ from query.api import QueryApi
 from query.endpoints import PREFIX, Providers
 from query.engine.engine import Engine
 from query.limits import QueryLimits
+from query.logql.engine.engine import LogEngine
+from query.loki_api import LokiApi
+from query.loki_endpoints import LOKI_VERSION
+from query.loki_endpoints import PREFIX as LOKI_PREFIX
 from tsdb.clock import Clock, SystemClock
 from tsdb.db import DEFAULT_TENANT, TSDB, StoreConfig, StoreStats
 from tsdb.limits import SeriesLimits, TimeLimits
+from tsdb.logs.store import LogStore
 from tsdb.tally import Tally
 from tsdb.tenant import Metadata
 from tsdb.wal.log import LogStats
@@ -130,6 +135,8 @@ class Parts:
     engine: Engine
     push_api: PushApi
     query_api: QueryApi
+    log_engine: LogEngine
+    loki_api: LokiApi
     admin_api: AdminApi
     scraper: Scraper | None
     executors: tuple[ThreadPoolExecutor, ...]
@@ -178,12 +185,15 @@ class Runtime:
         query_threads = ThreadPoolExecutor(self.config.query.max_concurrency, "query")
         scrape_threads = ThreadPoolExecutor(cores, "scrape")
         engine = Engine(query_limits(self.config))
+        log_engine = LogEngine(query_limits(self.config), self._clock)
         scraper = self._scraper(db, scrape_threads)
         self.parts = Parts(
             db=db,
             engine=engine,
             push_api=self._push_api(db, parse_threads),
             query_api=QueryApi(engine, db.find, query_threads, self._providers(db, scraper), self._clock),
+            log_engine=log_engine,
+            loki_api=self._loki_api(db, log_engine, query_threads),
             admin_api=AdminApi(db, enabled=self.config.server.admin_api),
             scraper=scraper,
             executors=(parse_threads, query_threads, scrape_threads),
@@ -198,6 +208,14 @@ class Runtime:
             "/api/v1/import/prometheus": TextImportEndpoint(TextImporter(writer, limits)),
         }
         return PushApi(db, endpoints, executor, self.tally, limits)
+
+    def _loki_api(self, db: TSDB, engine: LogEngine, executor: Executor) -> LokiApi:
+        def logs(name: str) -> LogStore | None:
+            tenant = db.find(name)
+            return tenant.logs if tenant else None
+
+        build_info = {**Status(self.config, db).build_info(), "version": LOKI_VERSION}
+        return LokiApi(engine, logs, executor, build_info, clock=self._clock)
 
     def _providers(self, db: TSDB, scraper: Scraper | None) -> Providers:
         status = Status(self.config, db)
@@ -235,7 +253,10 @@ class Runtime:
         query_api = self.parts.query_api
         outside = {path: query_api for path in query_api.paths if not path.startswith(PREFIX)}
         pushes = dict.fromkeys(self.parts.push_api.paths, self.parts.push_api)
-        return {**pushes, **outside, **self.parts.admin_api.routes()}, {PREFIX: query_api}
+        return {**pushes, **outside, **self.parts.admin_api.routes()}, {
+            PREFIX: query_api,
+            LOKI_PREFIX: self.parts.loki_api,
+        }
 
     def start_scraping(self) -> None:
         """Begin the scrape loops; called on the event loop."""
@@ -253,6 +274,7 @@ class Runtime:
             for executor in self.parts.executors:
                 executor.shutdown()
             self.parts.engine.close()
+            self.parts.log_engine.close()
             self.parts.db.close()
 
     def store_stats(self) -> StoreStats | None:

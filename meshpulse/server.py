@@ -77,7 +77,7 @@ class Gateway:
         for prefix, candidate in self.hot_prefixes.items():
             if path.startswith(prefix):
                 return candidate
-        if not self._progress.ready and path.startswith("/api/"):
+        if not self._progress.ready and path.startswith(("/api/", "/loki/")):
             return self._unready
         return self._pages
 

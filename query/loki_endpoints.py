@@ -43,6 +43,9 @@ PREFIX = "/loki/api/v1/"
 LABEL_PREFIX = f"{PREFIX}label/"
 FIELD_PREFIX = f"{PREFIX}detected_field/"
 VALUES_SUFFIX = "/values"
+LOKI_VERSION = "3.4.0"
+"""What clients take us for: Grafana offers structured metadata and Drilldown from 3.0 on."""
+
 LINE_LIMIT = 100
 FIELD_LIMIT = 1000
 LINE_LIMIT_MAX = 5000

@@ -73,6 +73,10 @@ class MemoryLogs:
         self._fields = fields
         self.needles: list[tuple[bytes, ...]] = []
 
+    def streams_of(self) -> list[tuple[dict[str, str], list[tuple[int, str | bytes, dict[str, str]]]]]:
+        """Labels and entries of every stream."""
+        return self._streams  # type: ignore[return-value]
+
     def _matching(self, matchers: Sequence[Matcher]) -> list[int]:
         return [
             number
