@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -129,7 +131,7 @@ class QueryContext:
         self.stats = QueryStats()
         self.pool = pool
         self.steps = steps
-        self.step_counts: list[tuple[Steps, NDArray[np.int64]]] | None = [] if per_step else None
+        self.step_counts: list[NDArray[np.int64]] | None = [] if per_step else None
         self._deadline = deadline
         self._opened: dict[tuple[tuple[Matcher, ...], int, int], tuple[LabelTable, Selection, int]] = {}
         self._held = 0
@@ -139,16 +141,22 @@ class QueryContext:
         return UnsupportedError(construct, self.text, span)
 
     def samples_per_step(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Times and samples looked at, those of subqueries at the last step as Prometheus counts."""
+        """Times of the steps and samples looked at."""
         if self.step_counts is None:
             return None
         total = np.zeros(self.steps.count, np.int64)
-        for steps, counts in self.step_counts:
-            if steps is self.steps:
-                total += counts
-            else:
-                total[-1] += counts.sum()
+        for counts in self.step_counts:
+            total += counts
         return self.steps.times_ms(), total
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """The inside of a subquery: what it looks at does not count, only what the windows over its points do."""
+        total, self.step_counts, kept = self.stats.samples_total, None, self.step_counts
+        try:
+            yield
+        finally:
+            self.stats.samples_total, self.step_counts = total, kept
 
     def check_time(self) -> None:
         """Raise when the query has run too long; called between pieces of work of bounded size."""

@@ -129,7 +129,8 @@ class Evaluator:
                 empty_table(self.ctx.symbols), np.zeros((0, 0)), np.zeros((0, 0), np.bool_), np.zeros(0, np.bool_)
             )
         else:
-            grid = as_grid(self.ctx, Evaluator(self.ctx, steps).evaluate(node.expr))
+            with self.ctx.uncounted():
+                grid = as_grid(self.ctx, Evaluator(self.ctx, steps).evaluate(node.expr))
         return range_of_grid(grid, steps, node.range_ms, end_ms, step_ms)
 
     def _unary(self, node: Unary) -> Value:

@@ -133,7 +133,7 @@ class WindowCall:
     vector: RangeVector
     steps: Steps
     params: NDArray[np.float64]  # (steps,): the scalar argument, zeros when there is none
-    step_counts: list[tuple[Steps, NDArray[np.int64]]] | None = None  # see QueryContext
+    step_counts: list[NDArray[np.int64]] | None = None  # see QueryContext
 
     def __len__(self) -> int:
         return len(self.vector.labels)
@@ -147,7 +147,7 @@ class WindowCall:
         """
         looked = self._run(samples, begin, end, out, present)
         if self.step_counts is not None:
-            self.step_counts.append((self.steps, self._counts(samples, begin, end, present)))
+            self.step_counts.append(self._counts(samples, begin, end, present))
         return looked
 
     def _counts(self, samples: Samples, begin: int, end: int, present: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -111,7 +111,7 @@ class Prometheus:
     def __enter__(self) -> Prometheus:
         listen = self.url.removeprefix("http://")
         flags = (f"--web.listen-address={listen}", f"--storage.tsdb.path={self._folder / 'prometheus'}")
-        command = (self._binary, f"--config.file={self._config}", *flags)
+        command = (self._binary, f"--config.file={self._config}", *flags, "--enable-feature=promql-per-step-stats")
         with (self._folder / "prometheus.log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         until = time.monotonic() + 60

@@ -105,3 +105,12 @@ def test_series_and_labels_are_equal(reader: Reader) -> None:
     ours, theirs = (ask(url, "series", **asked) for url in (reader.ours.url, reader.theirs))
     assert sorted(map(repr, ours)) == sorted(map(repr, theirs))
     assert len(ours) == 15
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_samples_by_step_are_equal(reader: Reader, query: str) -> None:
+    end = reader.newest_ms / 1000 - 2.5
+    asked = {"query": query, "start": end - 300, "end": end, "step": 15, "stats": "all"}
+    ours, theirs = (ask(url, "query_range", **asked)["stats"]["samples"] for url in (reader.ours.url, reader.theirs))
+    assert ours["totalQueryableSamplesPerStep"] == theirs["totalQueryableSamplesPerStep"]
+    assert ours["totalQueryableSamples"] == theirs["totalQueryableSamples"]
