@@ -17,7 +17,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import zstandard
@@ -95,13 +95,15 @@ class ApiStats:
 class _Route:
     """``methods`` without OPTIONS, which every path answers; ``inline`` handlers only read what is at hand.
 
-    ``text_errors`` answer errors as plain text, as their clients show them.
+    ``text_errors`` answer errors as plain text, as their clients show them. ``is_light`` says of a request whether it
+    is answered faster than it is handed to a thread.
     """
 
     handler: Callable[[Request], Body | Plain]
     methods: frozenset[str]
     inline: bool = False
     text_errors: bool = False
+    is_light: Callable[[Request], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class QueryApi:
     ----------
     engine : evaluates queries
     storage_for : tenant -> its store, None when there is none (a read never creates one)
-    executor : threads that evaluate; the event loop never does
+    executor : threads that evaluate; the event loop only does what takes less than handing it over
     providers : everything that is not a query
     clock : what "now" is
 
@@ -146,7 +148,7 @@ class QueryApi:
         get, post, both = frozenset({"GET"}), frozenset({"POST"}), frozenset({"GET", "POST"})
         self._label_values_route = _Route(endpoints.label_values, get)
         self._routes = {
-            f"{PREFIX}query": _Route(endpoints.query, both),
+            f"{PREFIX}query": _Route(endpoints.query, both, is_light=endpoints.is_light_query),
             f"{PREFIX}query_range": _Route(endpoints.query_range, both),
             f"{PREFIX}query_exemplars": _Route(endpoints.query_exemplars, both),
             f"{PREFIX}read": _Route(endpoints.remote_read, post, text_errors=True),
@@ -222,8 +224,11 @@ class QueryApi:
             stats.append,
             body,
         )
+        inline = route.inline
+        if route.is_light is not None and route.is_light(request):
+            inline, request = True, replace(request, is_light=True)
         job = functools.partial(_compute, route, request, chosen_encoding(headers.get(b"accept-encoding", b"")))
-        answer = job() if route.inline else await self._run(job, receive)
+        answer = job() if inline else await self._run(job, receive)
         if stats:
             seconds = time.perf_counter() - begin
             self.stats.query_seconds[bisect_left(QUERY_BUCKETS_S, seconds)] += 1

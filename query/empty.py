@@ -39,6 +39,20 @@ class EmptyStorage:
         """No samples."""
         return FrameSelection(empty_frame())
 
+    def newest(
+        self,
+        matchers: Sequence[Matcher],  # noqa: ARG002
+        oldest_ms: int,  # noqa: ARG002
+        at_ms: int,  # noqa: ARG002
+        limits: SelectLimits,  # noqa: ARG002
+    ) -> None:
+        """Nothing to tell: ``open`` says that there are no series."""
+        return
+
+    def is_light(self, matchers: Sequence[Matcher], oldest_ms: int) -> bool:  # noqa: ARG002
+        """Nothing is read."""
+        return True
+
     def series(self, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int) -> LabelTable:  # noqa: ARG002
         """No series."""
         return LabelTable((), np.zeros((0, 0), np.int32), self._symbols)

@@ -138,6 +138,7 @@ class Request:
     tenant : whose data it reads
     on_stats : told what a query cost
     body : as it came, for endpoints whose body is no form
+    is_light : it is answered on the spot, without waiting for a turn
     """
 
     raw_path: bytes
@@ -145,6 +146,7 @@ class Request:
     tenant: str
     on_stats: Callable[[QueryStats], None]
     body: bytes = b""
+    is_light: bool = False
 
 
 class Endpoints:
@@ -170,6 +172,16 @@ class Endpoints:
         storage = self._storage_for(request.tenant)
         return EmptyStorage() if storage is None else storage
 
+    def is_light_query(self, request: Request) -> bool:
+        """Whether an instant query is answered faster than it is handed to a thread."""
+        params = request.params
+        try:
+            time_ms = time_param(params, "time", self._clock.now_ms())
+            _, lookback_ms = _query_options(params)
+            return self._engine.is_light(self._storage(request), _query_text(params), time_ms, lookback_ms)
+        except (QueryError, RejectedError):
+            return True  # the handler says what is wrong with it
+
     def query(self, request: Request) -> Body:
         """Value of an expression at one time."""
         params = request.params
@@ -185,6 +197,7 @@ class Endpoints:
                 timeout_s=timeout_s,
                 lookback_ms=lookback_ms,
                 per_step=params.get("stats") == "all",
+                gated=not request.is_light,
             )
             log(result)
         return self._query_answer(request, result, limit)

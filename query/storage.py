@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tsdb.frame import LabelTable, SeriesFrame, Symbols
+from tsdb.frame import LabelTable, NewestSamples, SeriesFrame, Symbols
 from tsdb.limits import SelectLimits
 from tsdb.matchers import Matcher
 
@@ -69,6 +69,25 @@ class Storage(Protocol):
         ------
         tsdb.errors.LimitError        more series or samples than ``limits`` allow
         """
+        ...
+
+    def newest(
+        self, matchers: Sequence[Matcher], oldest_ms: int, at_ms: int, limits: SelectLimits
+    ) -> NewestSamples | None:
+        """The newest sample at ``at_ms``, not older than ``oldest_ms``, of all series that satisfy every matcher.
+
+        Returns
+        -------
+        NewestSamples, or None when the store would have to decode chunks for it: use ``open`` then
+
+        Raises
+        ------
+        tsdb.errors.LimitError        more series than ``limits`` allow
+        """
+        ...
+
+    def is_light(self, matchers: Sequence[Matcher], oldest_ms: int) -> bool:
+        """Whether reading these series since ``oldest_ms`` is a matter of microseconds: few, by name, in memory."""
         ...
 
     def series(self, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int) -> LabelTable:

@@ -126,6 +126,23 @@ class SeriesFrame:
         return len(self.offsets) - 1
 
 
+@dataclass(frozen=True, slots=True)
+class NewestSamples:
+    """The newest sample of each of many series.
+
+    Attributes
+    ----------
+    labels : LabelTable          one row a series
+    present : (n,) bool          whether there is one
+    ts_ms : (n,) int64; values : (n,) float64, bits exactly as stored; undefined where absent
+    """
+
+    labels: LabelTable
+    present: NDArray[np.bool_]
+    ts_ms: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
 def empty_frame() -> SeriesFrame:
     """No series at all."""
     labels = LabelTable((), np.zeros((0, 0), np.int32), SymbolOverlay())

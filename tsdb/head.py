@@ -290,6 +290,29 @@ class Head:
         tables, all_words = zip(*parts, strict=True)
         return _chunks_of(np.concatenate(tables), np.concatenate(all_words)), late
 
+    def newest(
+        self, slots: NDArray[np.uint32], oldest_ms: int, at_ms: int
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.uint64]] | None:
+        """The newest sample of each series within ``[oldest_ms, at_ms]``, without decoding anything.
+
+        Late samples never are the newest, unless they are older than the last cut: ask for nothing older than that.
+
+        Parameters
+        ----------
+        slots : (n,) uint32        ``NO_SLOT`` for a series without any
+
+        Returns
+        -------
+        (present (n,), ts_ms (n,), bits (n,)), or None when a series has a newer sample than ``at_ms``
+        """
+        n = len(slots)
+        present, times, bits = np.empty(n, np.uint8), np.empty(n, np.uint64), np.empty(n, np.uint64)
+        with self._lock:
+            newer = kernels.newest_samples(
+                slots, _biased(oldest_ms), _biased(at_ms), self._read[0], present, times, bits
+            )
+        return None if newer else (present.view(np.bool_), times.view(np.int64), bits)
+
     # -- cutting
 
     def cut(self, border_ms: int) -> tuple[NDArray[np.uint32], Chunks, LateSamples]:

@@ -248,6 +248,14 @@ class Shard:
         chunks, late = self.head.snapshot(slots, mint_ms, maxt_ms)
         return replace(chunks, rows=rows[chunks.rows]), replace(late, rows=rows[late.rows])
 
+    def newest(
+        self, refs: NDArray[np.uint32], oldest_ms: int, at_ms: int
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.uint64]] | None:
+        """Newest sample of each series, see :meth:`tsdb.head.Head.newest`; None also when blocks may hold it."""
+        if oldest_ms < self.cut_floor_ms:
+            return None
+        return self.head.newest(self._slots()[refs], oldest_ms, at_ms)
+
     def maybe_in_head(self, refs: NDArray[np.uint32], mint_ms: int, maxt_ms: int) -> NDArray[np.bool_]:
         """Which series may have samples of the range in the head (by the range of the whole head)."""
         if not self.head.sample_count or self.head.oldest_ms > maxt_ms or self.head.newest_ms < mint_ms:

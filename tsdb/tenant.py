@@ -18,17 +18,20 @@ from tsdb.blockstore import BlockStore
 from tsdb.disk import DiskGuard
 from tsdb.errors import CorruptionError, LimitError, Reason
 from tsdb.exemplars import ExemplarRing
-from tsdb.frame import LabelTable, SeriesFrame, Symbols
+from tsdb.frame import LabelTable, NewestSamples, SeriesFrame, Symbols
 from tsdb.index.registry import SeriesRegistry
 from tsdb.kernels.shard import NO_SLOT, scatter, unlogged
 from tsdb.limits import SelectLimits, SeriesLimits, TimeLimits
 from tsdb.logs.store import LogStore
-from tsdb.matchers import Matcher
+from tsdb.matchers import Matcher, MatchOp
 from tsdb.shard import MIN_MS, LiveBlock, Part, Shard, block_part
 from tsdb.tally import Tally
 from tsdb.wal.framing import Record
 from tsdb.wal.log import LocalLog
 from tsdb.wal.records import Kind, encode_metadata, encode_parts, encode_series
+
+LIGHT_SERIES_MAX = 64
+"""Series that are read in about 0.2 ms at most, chunks included: less than a thread switch may take."""
 
 METADATA_FAMILIES_MAX = 100_000
 """Most metric families with metadata a tenant: ten times a large mesh, about 20 MB."""
@@ -293,6 +296,39 @@ class Tenant:
             refs = wanted
         self._check_limits(refs, parts, limits)
         return Selection(self.registry.label_table(refs), parts, mint_ms, maxt_ms, tuple(warnings))
+
+    def newest(
+        self, matchers: Sequence[Matcher], oldest_ms: int, at_ms: int, limits: SelectLimits
+    ) -> NewestSamples | None:
+        """Newest sample at ``at_ms`` of each series, from what the heads keep at hand.
+
+        None when a sample may lie in a chunk: the series has gone on since, or the time reaches behind the last cut.
+
+        Raises
+        ------
+        LimitError        more series than ``limits`` allow
+        """
+        refs = self.registry.find(matchers)
+        self._check_limits(refs, (), limits)
+        self._ready_slots()
+        n = len(refs)
+        present, ts_ms, bits = np.zeros(n, np.bool_), np.empty(n, np.int64), np.empty(n, np.uint64)
+        for shard, own, rows in self._by_shard(refs):
+            found = shard.newest(own, oldest_ms, at_ms)
+            if found is None:
+                return None
+            present[rows], ts_ms[rows], bits[rows] = found
+        if any(oldest_ms < shard.cut_floor_ms for shard in self.shards):
+            return None  # a cut began meanwhile, or a block has series that the registry does not know yet
+        return NewestSamples(self.registry.label_table(refs), present, ts_ms, bits.view(np.float64))
+
+    def is_light(self, matchers: Sequence[Matcher], oldest_ms: int) -> bool:
+        """Whether these series are few, found without a regex, and in memory since ``oldest_ms``."""
+        if any(matcher.op is not MatchOp.EQUAL for matcher in matchers):
+            return False
+        if any(oldest_ms < shard.cut_floor_ms for shard in self.shards):
+            return False
+        return len(self.registry.find(matchers)) <= LIGHT_SERIES_MAX
 
     def _check_limits(self, refs: NDArray[np.uint32], parts: Sequence[Part], limits: SelectLimits) -> None:
         if len(refs) > limits.series_max:

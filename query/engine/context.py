@@ -20,7 +20,7 @@ from query.promql.ast import Span, line_col
 from query.result import QueryStats
 from query.storage import FrameSelection, Selection, Storage
 from tsdb.errors import LimitError
-from tsdb.frame import LabelTable, SymbolOverlay
+from tsdb.frame import LabelTable, NewestSamples, SymbolOverlay
 from tsdb.limits import SelectLimits
 from tsdb.matchers import Matcher
 
@@ -209,10 +209,7 @@ class QueryContext:
         try:
             selection = self.storage.open(matchers, mint_ms, maxt_ms, SelectLimits(self.limits.series_max, left))
         except LimitError as e:
-            raise ExecutionError(
-                f"query selects too much: {e} (limits.query.series_max = {self.limits.series_max}, "
-                f"limits.query.samples_read_max = {self.limits.samples_read_max})"
-            ) from e
+            raise self._too_much(e) from e
         series = len(selection.labels)
         samples = int(selection.samples_max.sum())
         if isinstance(selection, FrameSelection) or samples <= KEPT_SAMPLES_MAX:
@@ -233,6 +230,29 @@ class QueryContext:
         seconds = self.stats.seconds
         seconds["select"] = seconds.get("select", 0.0) + time.perf_counter() - begin
         return opened
+
+    def newest(self, matchers: tuple[Matcher, ...], oldest_ms: int, at_ms: int) -> NewestSamples | None:
+        """Newest sample of each series of a selector, where the store has it at hand."""
+        begin = time.perf_counter()
+        try:
+            found = self.storage.newest(matchers, oldest_ms, at_ms, SelectLimits(self.limits.series_max))
+        except LimitError as e:
+            raise self._too_much(e) from e
+        if found is not None:
+            samples = int(np.count_nonzero(found.present))
+            self.stats.samples += samples
+            self.stats.samples_total += samples
+            self.stats.series += len(found.labels)
+            seconds = self.stats.seconds
+            seconds["select"] = seconds.get("select", 0.0) + time.perf_counter() - begin
+        return found
+
+    def _too_much(self, error: LimitError) -> ExecutionError:
+        limits = self.limits
+        return ExecutionError(
+            f"query selects too much: {error} (limits.query.series_max = {limits.series_max}, "
+            f"limits.query.samples_read_max = {limits.samples_read_max})"
+        )
 
 
 KEPT_SAMPLES_MAX = 1 << 18

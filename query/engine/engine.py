@@ -15,11 +15,11 @@ from query.engine.binary import merge_alike
 from query.engine.context import QueryContext, Steps
 from query.engine.evaluate import FUNCTIONS, Evaluator, Value, as_grid
 from query.engine.grid import METADATA_LABELS, Grid, RangeVector, Scalar, sort_order, take
-from query.engine.plan import refuse_unsupported, unwrapped
+from query.engine.plan import light_selectors, refuse_unsupported, unwrapped
 from query.engine.window import STALE
 from query.errors import BadDataError, ExecutionError, QueryTimeoutError
 from query.limits import QueryLimits
-from query.promql.ast import Expr, MatrixSelector, StringLiteral, Subquery
+from query.promql.ast import Expr, MatrixSelector, StringLiteral, Subquery, VectorSelector
 from query.promql.parser import ParseError, parse
 from query.result import (
     MatrixResult,
@@ -61,12 +61,14 @@ class Engine:
         lookback_ms: int | None = None,
         timeout_s: float | None = None,
         per_step: bool = False,
+        gated: bool = True,
     ) -> QueryResult:
         """Value of ``text`` at one time.
 
         Parameters
         ----------
         per_step : also count samples by step
+        gated : wait for a turn; only what :meth:`is_light` allows may go without
 
         Raises
         ------
@@ -87,7 +89,20 @@ class Engine:
             return VectorResult(grid.labels, np.array([time_ms]), grid.values, grid.present)
 
         steps = Steps(time_ms, 1, 1)
-        return self._run(storage, text, steps, time_ms, value_of, lookback_ms, timeout_s, per_step)
+        return self._run(storage, text, steps, time_ms, value_of, lookback_ms, timeout_s, per_step, gated)
+
+    def is_light(self, storage: Storage, text: str, time_ms: int, lookback_ms: int | None = None) -> bool:
+        """Whether an instant query takes so little that handing it to another thread would cost more.
+
+        Raises
+        ------
+        QueryError        the text is no query, or one that is not evaluated
+        """
+        selectors = _light_selectors(text)
+        if selectors is None:
+            return False
+        oldest_ms = time_ms - (self.limits.lookback_ms if lookback_ms is None else lookback_ms) + 1
+        return all(storage.is_light(selector.matchers, oldest_ms) for selector in selectors)
 
     def range(
         self,
@@ -152,6 +167,7 @@ class Engine:
         lookback_ms: int | None,
         timeout_s: float | None,
         per_step: bool,
+        gated: bool = True,
     ) -> QueryResult:
         """Parse, wait for a turn, evaluate, collect notes and cost."""
         begin = time.perf_counter()
@@ -161,7 +177,7 @@ class Engine:
         deadline = time.monotonic() + timeout_s
         expr = _parsed(text)
         prepared = time.perf_counter()
-        if not self._gate.acquire(timeout=timeout_s):
+        if gated and not self._gate.acquire(timeout=timeout_s):
             raise QueryTimeoutError("query queue")
         try:
             started = time.perf_counter()
@@ -174,7 +190,8 @@ class Engine:
         except MemoryError as e:
             raise ExecutionError("query needs more memory than there is") from e
         finally:
-            self._gate.release()
+            if gated:
+                self._gate.release()
         end = time.perf_counter()
         ctx.stats.samples_per_step = ctx.samples_per_step()
         seconds = ctx.stats.seconds
@@ -194,6 +211,11 @@ def _parsed(text: str) -> Expr:
         raise BadDataError(f'invalid parameter "query": {e}') from e
     refuse_unsupported(expr, text, FUNCTIONS)
     return expr
+
+
+@lru_cache(maxsize=1024)
+def _light_selectors(text: str) -> tuple[VectorSelector, ...] | None:
+    return light_selectors(_parsed(text))
 
 
 def _renamed(value: Value) -> Grid:

@@ -169,7 +169,7 @@ class Evaluator:
     def _aggregation(self, node: Aggregation) -> Grid:
         if node.op in aggregate.FOLDS:
             inner = unwrapped(node.expr)
-            if isinstance(inner, VectorSelector):
+            if isinstance(inner, VectorSelector) and self.steps.count > 1:
                 call = instant_call(self.ctx, self.steps, inner)
                 if aggregate.is_batched(call):
                     return aggregate.fold_windows(self.ctx, node, call, inner.span)

@@ -52,6 +52,19 @@ def format_plain(value: float) -> str:
     return f"{sign}{digits[:point]}.{digits[point:]}"
 
 
+def _with_exponent(sign: str, digits: str, exponent: int) -> str:
+    shown = digits[0] + ("." + digits[1:] if len(digits) > 1 else "")
+    return f"{sign}{shown}e{'-' if exponent < 0 else '+'}{abs(exponent):02d}"
+
+
+def format_sample(value: float) -> str:
+    """A sample as the Prometheus API writes it: an exponent below 1e-6 and from 1e21."""
+    if math.isfinite(value) and value and not 1e-6 <= abs(value) < 1e21:
+        sign, digits, point = _digits(value)
+        return _with_exponent(sign, digits, point - 1)
+    return format_plain(value)
+
+
 def format_general(value: float, precision: int | None = None) -> str:
     """``%g``, or ``%.<precision>g``: an exponent below 1e-4 and from 1e6, or from ``precision`` digits on."""
     if not math.isfinite(value):
@@ -61,6 +74,5 @@ def format_general(value: float, precision: int | None = None) -> str:
     sign, digits, point = _digits(value)
     exponent = point - 1
     if digits != "0" and not -4 <= exponent < (precision or 6):
-        shown = digits[0] + ("." + digits[1:] if len(digits) > 1 else "")
-        return f"{sign}{shown}e{'-' if exponent < 0 else '+'}{abs(exponent):02d}"
+        return _with_exponent(sign, digits, exponent)
     return format_plain(value)

@@ -69,6 +69,28 @@ def refuse_unsupported(expr: Expr, text: str, functions: frozenset[str]) -> None
         todo.extend(reversed(list(children(node))))
 
 
+LIGHT_NODES_MAX = 32
+"""Nodes of an expression that may be evaluated on the spot: some 10 us each."""
+
+
+def light_selectors(expr: Expr) -> tuple[VectorSelector, ...] | None:
+    """Selectors of a small expression that only looks at newest samples; None for any other."""
+    found = []
+    seen = 0
+    todo = [expr]
+    while todo:
+        node = todo.pop()
+        seen += 1
+        if seen > LIGHT_NODES_MAX or isinstance(node, MatrixSelector | Subquery):
+            return None
+        if isinstance(node, VectorSelector):
+            if node.at is not None or node.offset_ms:
+                return None
+            found.append(node)
+        todo.extend(children(node))
+    return tuple(found)
+
+
 def unwrapped(expr: Expr) -> Expr:
     """The expression inside any number of parentheses."""
     while isinstance(expr, Paren):

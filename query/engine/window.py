@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from query.engine.context import QueryContext, Steps
 from query.engine.grid import NAME, Grid, RangeVector, column, quote
 from query.kernels import fold as folds
+from query.kernels._math import STALE_BITS
 from query.kernels.fold import window_fold
 from query.kernels.window import DELTA, INCREASE, RATE, window_extreme, window_last, window_rate, window_sum
 from query.promql.ast import Span, Subquery, VectorSelector
@@ -89,7 +90,26 @@ def instant_call(ctx: QueryContext, steps: Steps, selector: VectorSelector, want
 
 def instant_vector(ctx: QueryContext, steps: Steps, selector: VectorSelector, want_time: bool = False) -> Grid:
     """Newest sample of each series within the lookback at each step; with ``want_time`` its time in seconds."""
+    if steps.count == 1 and ctx.step_counts is None:
+        grid = _newest(ctx, steps, selector, want_time)
+        if grid is not None:
+            return grid
     return evaluate_call(ctx, instant_call(ctx, steps, selector, want_time), selector.span)
+
+
+def _newest(ctx: QueryContext, steps: Steps, selector: VectorSelector, want_time: bool) -> Grid | None:
+    """The instant selector at one time from what the store has at hand: nothing is decoded when that is "now"."""
+    at_ms, _ = selector_times(ctx, steps, selector.at, selector.offset_ms)
+    found = ctx.newest(selector.matchers, at_ms - ctx.lookback_ms + 1, at_ms)
+    if found is None:
+        return None
+    present = found.present & (found.values.view(np.uint64) != STALE_BITS)
+    n = len(present)
+    ctx.hold(n)
+    values = found.ts_ms / 1000 if want_time else found.values
+    labels = LabelTable(found.labels.names, found.labels.ids, ctx.symbols)
+    drop_name = np.full(n, want_time)
+    return Grid(labels, values.reshape(n, 1), present.reshape(n, 1), drop_name).without_empty()
 
 
 def range_vector(ctx: QueryContext, steps: Steps, selector: VectorSelector, range_ms: int) -> RangeVector:

@@ -95,6 +95,12 @@ class MemoryStorage:
     def open(self, matchers: Sequence[Matcher], mint_ms: int, maxt_ms: int, limits: SelectLimits) -> FrameSelection:
         return FrameSelection(self.select(matchers, mint_ms, maxt_ms, limits))
 
+    def newest(self, matchers: Sequence[Matcher], oldest_ms: int, at_ms: int, limits: SelectLimits) -> None:
+        return None
+
+    def is_light(self, matchers: Sequence[Matcher], oldest_ms: int) -> bool:
+        return False
+
     def series(self, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int) -> LabelTable:
         found = {
             tuple(labels.items()): labels

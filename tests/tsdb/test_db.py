@@ -294,6 +294,41 @@ def test_metadata_survives_a_restart(tmp_path: Path) -> None:
     last.close()
 
 
+def test_the_newest_samples_need_no_chunk(tmp_path: Path) -> None:
+    db = opened(tmp_path)
+    tenant = db.tenant("default")
+    put(tenant, [(series(i), T0 + 60_000 * k, k + i) for k in range(10) for i in range(3)])
+    put(tenant, [(series(3), T0 + 60_000 * 4, 77), (series(1), T0 + 60_000 * 9 - 1, 5)])  # stopped early; late
+    newest = T0 + 60_000 * 9
+
+    def asked(oldest: int, at: int) -> dict[tuple[tuple[str, str], ...], tuple[int, int]] | None:
+        found = tenant.newest(ALL, oldest, at, LIMITS)
+        if found is None:
+            return None
+        rows = zip(
+            found.labels, found.present, found.ts_ms.tolist(), found.values.view(np.uint64).tolist(), strict=True
+        )
+        return {key(labels): (t, b) for labels, present, t, b in rows if present}
+
+    everything = {key(series(i)): (newest, 9 + i) for i in range(3)}
+    assert asked(newest - 60_000, newest) == everything
+    assert asked(newest, newest + HOUR) == everything
+    assert asked(T0, newest) == {**everything, key(series(3)): (T0 + 240_000, 77)}
+    assert asked(newest + 1, newest + HOUR) == {}
+    assert asked(T0, newest - 1) is None  # in a chunk
+    with pytest.raises(LimitError, match="4 series"):
+        tenant.newest(ALL, T0, newest, SelectLimits(series_max=3))
+    one = [Matcher("instance", MatchOp.EQUAL, "10.0.0.0")]
+    assert tenant.is_light(one, T0)
+    assert not tenant.is_light(ALL, T0)
+    put(tenant, [(series(0), T0 + 8 * HOUR, 1)])
+    db.maintain()
+    assert asked(T0 + 2 * HOUR, T0 + 8 * HOUR) is None  # behind the cut: blocks may hold it
+    assert not tenant.is_light(one, T0)
+    assert asked(T0 + 8 * HOUR - 1000, T0 + 8 * HOUR) == {key(series(0)): (T0 + 8 * HOUR, 1)}
+    db.close()
+
+
 class StoreModel(RuleBasedStateMachine):
     """Random writes, cuts and restarts against a dict."""
 
@@ -339,7 +374,15 @@ class StoreModel(RuleBasedStateMachine):
     @invariant()
     def same(self) -> None:
         if hasattr(self, "db"):
-            assert read(self.db.tenant("default")) == self.content
+            tenant = self.db.tenant("default")
+            assert read(tenant) == self.content
+            last = max((t for samples in self.content.values() for t in samples), default=T0)
+            found = tenant.newest(ALL, last - 15 * 60_000, last, LIMITS)
+            if found is not None:
+                rows = zip(found.labels, found.present.tolist(), found.values.view(np.uint64).tolist(), strict=True)
+                recent = {k: max(s) for k, s in self.content.items() if max(s) >= last - 15 * 60_000}
+                expected = {k: self.content[k][t] for k, t in recent.items()}
+                assert {key(labels): b for labels, present, b in rows if present} == expected
 
     def teardown(self) -> None:
         if hasattr(self, "db"):

@@ -26,6 +26,7 @@ from tsdb.kernels.gorilla import (
     encode_sample,
     span_end,
 )
+from tsdb.kernels.shard import NO_SLOT
 
 SLAB_WORDS = 1 << 17
 """Words of a slab, 1 MiB: about 3,500 chunks; the unit in which memory of dropped chunks is given back."""
@@ -218,6 +219,34 @@ def seal_open(row, state, blocks, sealed, chunks, slabs, control):
 
 _HEAD = (mut(u64),) * 6  # state, blocks, sealed, chunks, slabs, control
 _READ = (const(u64),) * 4  # state, blocks, sealed, chunks
+
+
+@kernel(i64(const(u32), u64, u64, const(u64), mut(u8), mut(u64), mut(u64)))
+def newest_samples(slots, oldest, at, state, present, times, values):
+    """Copy the newest sample of each slot that lies within ``[oldest, at]``.
+
+    Parameters
+    ----------
+    slots : (n,) uint32        ``NO_SLOT`` has no sample
+    oldest, at : uint64        biased
+    present : (n,) uint8; times, values : (n,) uint64, written
+
+    Returns
+    -------
+    int64        0, or -1 when a series has gone on since: its sample at that time is in a chunk
+    """
+    for i in range(len(slots)):
+        present[i] = 0
+        if slots[i] != u32(NO_SLOT):
+            row = u64(slots[i]) * _8
+            last = state[row]
+            if last > at:
+                return -1
+            if last >= oldest and last != _0:
+                present[i] = 1
+                times[i] = last ^ BIAS
+                values[i] = state[row + _VALUE]
+    return 0
 
 
 @kernel(i64(const(u32), const(u64), const(u64), u64, *_HEAD, mut(u8)))
