@@ -140,6 +140,7 @@ class HealthBoard:
     Attributes
     ----------
     now : the newest snapshot
+    closed : the program ends, nobody waits any more
     """
 
     def __init__(self, revision: Revision) -> None:
@@ -147,7 +148,7 @@ class HealthBoard:
         self._signatures: dict[str, tuple[object, ...]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiters: dict[asyncio.Future[None], Callable[[], bool]] = {}
-        self._closed = False
+        self.closed = False
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Name the event loop on which :meth:`wait` is called."""
@@ -184,7 +185,7 @@ class HealthBoard:
 
     def close(self) -> None:
         """Answer everybody now (the event loop's thread): the program ends."""
-        self._closed = True
+        self.closed = True
         self._wake()
 
     @property
@@ -194,7 +195,7 @@ class HealthBoard:
 
     async def wait(self, ready: Callable[[], bool], seconds: float) -> bool:
         """Wait until ``ready()``, which is asked again at each notification; False when time or the program ended."""
-        if ready() or self._closed or seconds <= 0:
+        if ready() or self.closed or seconds <= 0:
             return ready()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters[future] = ready
@@ -208,5 +209,5 @@ class HealthBoard:
 
     def _wake(self) -> None:
         for future, ready in list(self._waiters.items()):
-            if not future.done() and (self._closed or ready()):
+            if not future.done() and (self.closed or ready()):
                 future.set_result(None)

@@ -80,6 +80,10 @@ class EventList:
         self._events.append(event)
         return event
 
+    def more_than(self, count: int) -> bool:
+        """Whether there are events after the ``count``-th."""
+        return self.count > count
+
     def find(
         self,
         *,
