@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from query.logql.engine.columns import Values, decode
-from tsdb.logs.frame import LogFrame, Texts, contains, gather
+from tsdb.logs.frame import FieldKind, LogFrame, Texts, contains, gather
 
 ERROR = "__error__"
 ERROR_DETAILS = "__error_details__"
@@ -146,6 +146,20 @@ class Batch:
         if name in self._gone or (self._keep is not None and name not in self._keep and name not in SPECIAL):
             return Values.absent(len(self))
         return self._stored(name)
+
+    def numbers(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
+        """(values, present) of a stored field that was kept as numbers; None = only its texts are known."""
+        field = self._fields.get(name)
+        column = None if field is None else self.frame.field(field)
+        if column is None or column.ints is None or column.kind != FieldKind.BARE:
+            return None
+        present = np.ones(len(self), np.bool_) if column.present is None else column.present
+        if column.is_int is not None and not (column.is_int | ~present).all():
+            return None
+        # exact: the integers have fewer than 16 digits where their text is a float64 at all
+        if len(column.ints) and np.abs(column.ints).max() >= 1 << 53:
+            return None
+        return column.ints / 10.0**column.scale, present
 
     def set(self, name: str, values: Values, origin: Origin = Origin.PARSED) -> None:
         """Set a label of all lines."""

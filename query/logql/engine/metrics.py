@@ -193,7 +193,7 @@ class MetricEvaluator:
         if not pieces:
             return _no_series(ctx, steps.count)
         series, ts_ns, values = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-        order = np.lexsort((ts_ns, series))
+        order = by_series_and_time(series, ts_ns)
         offsets = np.zeros(len(numbers) + 1, np.int64)
         np.cumsum(np.bincount(series, minlength=len(numbers)), out=offsets[1:])
         labels = numbers.table(ctx.symbols)
@@ -227,12 +227,12 @@ class MetricEvaluator:
             run_stages(batch, query.stages, self._now_ns)
             if not len(batch):
                 continue
-            batch.take(batch.get(unwrap.name).present)
-            batch.samples = unwrapped_values(batch, unwrap)
+            unwrap_values(batch, unwrap)
             run_stages(batch, unwrap.filters, self._now_ns)
             if not len(batch):
                 continue
             self._scanned.lines_kept += len(batch)
+            assert batch.samples is not None
             pieces.append((numbers.number(batch), batch.frame.ts_ns, batch.samples))
             ctx.stats.samples += len(batch)
             if ctx.stats.samples > ctx.limits.samples_max:
@@ -242,8 +242,14 @@ class MetricEvaluator:
         return pieces
 
 
-def unwrapped_values(batch: Batch, unwrap: Unwrap) -> NDArray[np.float64]:
-    """(n,) float64 value of each line's label; lines without a number are marked."""
+def unwrap_values(batch: Batch, unwrap: Unwrap) -> None:
+    """Set the samples of a batch to the values of a label: lines without it go, lines without a number are marked."""
+    stored = None if unwrap.conversion else batch.numbers(unwrap.name)
+    if stored is not None:
+        batch.samples = stored[0]
+        batch.take(stored[1])
+        return
+    batch.take(batch.get(unwrap.name).present)
     column = batch.get(unwrap.name)
     if unwrap.conversion == "bytes":
         values = column.map(lambda text: number_of(text, Unit.BYTES), np.nan)
@@ -255,7 +261,15 @@ def unwrapped_values(batch: Batch, unwrap: Unwrap) -> NDArray[np.float64]:
     if bad.any():
         bad &= ~(column.map(lambda text: float(text.lower() in ("nan", "+nan", "-nan")), 0.0) > 0)
         batch.fail(bad, "SampleExtractionErr", f"cannot read {unwrap.name} as a number")
-    return values
+    batch.samples = values
+
+
+def by_series_and_time(series: NDArray[np.int32], ts_ns: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Order by series, then time, then arrival. Lines come nearly sorted by time, and 16-bit numbers sort by radix."""
+    order = np.argsort(ts_ns, kind="stable")
+    numbers = series[order]
+    narrow = numbers.astype(np.uint16) if len(numbers) and int(numbers.max()) < 1 << 16 else numbers
+    return order[np.argsort(narrow, kind="stable")]
 
 
 def _grown(array: NDArray[np.float64], rows: int) -> NDArray[np.float64]:

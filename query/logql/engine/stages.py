@@ -260,6 +260,11 @@ def number_of(text: str, unit: Unit) -> float:
 
 def _number_mask(batch: Batch, predicate: NumberFilter, considered: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """An absent label never passes, a line with an error always does: it is for ``__error__`` filters to remove."""
+    stored = batch.numbers(predicate.name) if predicate.unit is Unit.NUMBER else None
+    if stored is not None:
+        kept: NDArray[np.bool_] = stored[1] & _COMPARE[predicate.op](stored[0], predicate.value)
+        failed = batch.errors()
+        return kept if failed is None else kept | failed
     values = batch.get(predicate.name)
     numbers = values.map(lambda text: number_of(text, predicate.unit), 0.0)
     bad = np.isnan(numbers) & values.present
