@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
+import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from email.message import Message as MimeMessage
@@ -58,6 +60,13 @@ class Answer(NamedTuple):
     body: bytes = b""
     content_type: bytes = _TEXT
     headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """All header fields of the response."""
+        fields = list(self.headers)
+        if self.body or self.status == 200:
+            fields += [(b"content-type", self.content_type), (b"content-length", str(len(self.body)).encode())]
+        return fields
 
 
 class Outcome(NamedTuple):
@@ -124,6 +133,8 @@ class PushApi:
         self._executor = executor
         self._tally = tally
         self._limits = limits or WriteLimits()
+        self._parsers = threading.BoundedSemaphore(os.cpu_count() or 1)  # however many threads push
+        self._lock = threading.Lock()
         self._requests = 0
         self._inflight_bytes = 0
         self.stats = PushStats()
@@ -137,26 +148,57 @@ class PushApi:
         """Serve one request (ASGI)."""
         path = scope["path"]
         endpoint = self._endpoints[path]
-        request = _request(scope)
+        request = push_request(scope["headers"], scope.get("query_string", b""))
         if scope["method"] != "POST":
             answer = Answer(405, b"Method Not Allowed\n", headers=((b"allow", b"POST"),))
         else:
             try:
                 answer = await self._push(endpoint, request, receive)
-            except RejectedError as error:
-                self._tally.add(error.reason)
-                answer = endpoint.rejected(request, error)
-            except UnavailableError as error:
-                self._tally.add(error.reason)
-                retry = (b"retry-after", str(error.retry_after_s).encode())
-                answer = Answer(503, f"{error}\n".encode(), headers=(retry,))
             except _DisconnectedError:
                 return
-            except Exception:
-                log.exception("write request failed")
-                answer = Answer(500, b"internal error\n")
+            except Exception as error:  # noqa: BLE001 - told to the sender, and logged when it is ours
+                answer = self._refusal(endpoint, request, error)
         self.stats.responses[path, answer.status] += 1
-        await _send(send, answer)
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.fields()})
+        await send({"type": "http.response.body", "body": answer.body})
+
+    def serve(self, path: str, request: PushRequest, body: bytes) -> Answer:
+        """Serve one request on the calling thread, which parses and waits for the disk: never an event loop's."""
+        endpoint = self._endpoints[path]
+        try:
+            receiver = endpoint.plan(request)
+            self._check_size(len(body))
+            with self._lock:
+                self._check_inflight(len(body))
+                self._enter()
+                self._inflight_bytes += len(body)
+            try:
+                with self._tenants.leader(), self._parsers:
+                    reception = receiver(self._tenants.tenant(request.tenant), body)
+                result = self._tenants.result(reception.future) if reception.future else None
+            finally:
+                with self._lock:
+                    self._requests -= 1
+                    self._inflight_bytes -= len(body)
+            accepted = self._count(body, result)
+            answer = endpoint.done(request, Outcome(accepted, reception.exemplars_written, reception.refused(result)))
+        except Exception as error:  # noqa: BLE001 - told to the sender, and logged when it is ours
+            answer = self._refusal(endpoint, request, error)
+        with self._lock:
+            self.stats.responses[path, answer.status] += 1
+        return answer
+
+    def _refusal(self, endpoint: Endpoint, request: PushRequest, error: Exception) -> Answer:
+        """The answer to a request that failed as a whole."""
+        if isinstance(error, RejectedError):
+            self._tally.add(error.reason)
+            return endpoint.rejected(request, error)
+        if isinstance(error, UnavailableError):
+            self._tally.add(error.reason)
+            retry = (b"retry-after", str(error.retry_after_s).encode())
+            return Answer(503, f"{error}\n".encode(), headers=(retry,))
+        log.error("write request failed", exc_info=error)
+        return Answer(500, b"internal error\n")
 
     async def _push(self, endpoint: Endpoint, request: PushRequest, receive: Receive) -> Answer:
         receiver = endpoint.plan(request)
@@ -166,7 +208,8 @@ class PushApi:
             body = parts[0] if len(parts) == 1 else b"".join(parts)
             reception, result = await self.take(receiver, request.tenant, body)
         finally:
-            self._inflight_bytes -= sum(map(len, parts))
+            with self._lock:
+                self._inflight_bytes -= sum(map(len, parts))
         accepted = result.accepted if result else 0
         return endpoint.done(request, Outcome(accepted, reception.exemplars_written, reception.refused(result)))
 
@@ -176,16 +219,20 @@ class PushApi:
         more = True
         while more:
             self._check_size(max(size, length))
-            if self._inflight_bytes + max(0, length - size) > self._limits.inflight_bytes_max:
-                raise OverloadedError("the writes on their way fill their memory (limits.ingest.inflight_bytes_max)")
+            self._check_inflight(max(0, length - size))
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _DisconnectedError
             parts.append(message.get("body", b""))
             size += len(parts[-1])
-            self._inflight_bytes += len(parts[-1])
+            with self._lock:
+                self._inflight_bytes += len(parts[-1])
             more = message.get("more_body", False)
         self._check_size(size)
+
+    def _check_inflight(self, more: int) -> None:
+        if self._inflight_bytes + more > self._limits.inflight_bytes_max:
+            raise OverloadedError("the writes on their way fill their memory (limits.ingest.inflight_bytes_max)")
 
     def _check_size(self, size: int) -> None:
         limit = self._limits.body_bytes_max
@@ -200,19 +247,32 @@ class PushApi:
         ------
         RejectedError, UnavailableError        nothing of the body was kept
         """
-        if self._requests >= self._limits.requests_max:
-            raise OverloadedError(f"{self._requests} writes are already on their way (limits.ingest.requests_max)")
+        with self._lock:
+            self._enter()
         loop = asyncio.get_running_loop()
         decided: asyncio.Future[tuple[Reception, AppendResult | None]] = loop.create_future()
-        self._requests += 1
         try:
             self._executor.submit(self._receive, receiver, tenant_name, body, loop, decided)
             reception, result = await decided
         finally:
-            self._requests -= 1
-        self.stats.body_bytes += len(body)
-        self.stats.samples_accepted += result.accepted if result else 0
+            with self._lock:
+                self._requests -= 1
+        self._count(body, result)
         return reception, result
+
+    def _enter(self) -> None:
+        """Count a request that is on its way; the caller holds the lock."""
+        if self._requests >= self._limits.requests_max:
+            raise OverloadedError(f"{self._requests} writes are already on their way (limits.ingest.requests_max)")
+        self._requests += 1
+
+    def _count(self, body: bytes, result: AppendResult | None) -> int:
+        """Count a request that was decided; samples accepted."""
+        accepted = result.accepted if result else 0
+        with self._lock:
+            self.stats.body_bytes += len(body)
+            self.stats.samples_accepted += accepted
+        return accepted
 
     def _receive(
         self,
@@ -222,32 +282,35 @@ class PushApi:
         loop: asyncio.AbstractEventLoop,
         decided: asyncio.Future[tuple[Reception, AppendResult | None]],
     ) -> None:
-        try:
-            reception = receiver(self._tenants.tenant(tenant_name), body)
-        except BaseException as error:  # noqa: BLE001 - it is raised where the request waits
-            loop.call_soon_threadsafe(_settle, decided, None, error)
-            return
-        if reception.future is None:
-            loop.call_soon_threadsafe(_settle, decided, (reception, None), None)
-            return
+        with self._tenants.leader():
+            try:
+                with self._parsers:
+                    reception = receiver(self._tenants.tenant(tenant_name), body)
+            except BaseException as error:  # noqa: BLE001 - it is raised where the request waits
+                loop.call_soon_threadsafe(_settle, decided, None, error)
+                return
+            if reception.future is None:
+                loop.call_soon_threadsafe(_settle, decided, (reception, None), None)
+                return
 
-        def logged(future: Future[AppendResult]) -> None:
-            error = future.exception()
-            outcome = None if error else (reception, future.result())
-            loop.call_soon_threadsafe(_settle, decided, outcome, error)
+            def logged(future: Future[AppendResult]) -> None:
+                error = future.exception()
+                outcome = None if error else (reception, future.result())
+                loop.call_soon_threadsafe(_settle, decided, outcome, error)
 
-        reception.future.add_done_callback(logged)
+            reception.future.add_done_callback(logged)
 
 
 class _DisconnectedError(Exception):
     """The sender went away before its request was complete."""
 
 
-def _request(scope: Scope) -> PushRequest:
+def push_request(headers: Iterable[tuple[bytes, bytes]], query: bytes = b"") -> PushRequest:
+    """What header fields (names in lower case) say about a request."""
     content_type = encoding = b""
     tenant = DEFAULT_TENANT
     length = 0
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == b"content-type":
             content_type = value
         elif name == b"content-encoding":
@@ -261,16 +324,8 @@ def _request(scope: Scope) -> PushRequest:
         encoding.decode("latin-1").strip().lower(),
         tenant,
         length,
-        scope.get("query_string", b""),
+        query,
     )
-
-
-async def _send(send: Send, answer: Answer) -> None:
-    fields = list(answer.headers)
-    if answer.body or answer.status == 200:
-        fields += [(b"content-type", answer.content_type), (b"content-length", str(len(answer.body)).encode())]
-    await send({"type": "http.response.start", "status": answer.status, "headers": fields})
-    await send({"type": "http.response.body", "body": answer.body})
 
 
 def _text(text: str) -> bytes:

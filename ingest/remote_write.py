@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import struct
-import threading
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ingest.buffers import Spares
 from ingest.exemplars import Exemplar, keep_exemplars
 from ingest.kernels import remote_write as kernels
 from ingest.kernels.exemplars import FOUND_COLUMNS, find_exemplars
@@ -31,8 +31,8 @@ _KEPT_BYTES_MAX = 8 << 20  # a thread keeps its buffers below this; a larger bod
 METADATA_TYPES = ("unknown", "counter", "gauge", "histogram", "gaugehistogram", "summary", "info", "stateset")
 
 
-class _Scratch(threading.local):
-    """Buffers of one thread: fresh pages would cost more than the work done in them."""
+class _Scratch:
+    """Buffers of one request: fresh pages would cost more than the work done in them."""
 
     def __init__(self) -> None:
         self.raw: NDArray[np.uint8] = np.zeros((1 << 20) + PAD_BYTES, np.uint8)
@@ -67,7 +67,7 @@ class RemoteWriteReceiver:
     def __init__(self, writer: SampleWriter, limits: WriteLimits | None = None) -> None:
         self._writer = writer
         self._limits = limits or WriteLimits()
-        self._scratch = _Scratch()
+        self._scratch = Spares(_Scratch)
         self._warned_native = False
 
     def receive(self, tenant: Tenant, body: bytes) -> Reception:
@@ -78,7 +78,7 @@ class RemoteWriteReceiver:
         RejectedError       the whole body is refused: MALFORMED or BODY_TOO_LARGE; nothing of it was kept
         UnavailableError    the store cannot take it now; nothing of it was kept
         """
-        scratch = self._scratch
+        scratch = self._scratch.take()
         try:
             scratch.raw, size = decompress(body, scratch.raw, self._limits.decoded_bytes_max)
             n_samples = self._parse(tenant.registry, size, scratch)
@@ -89,6 +89,7 @@ class RemoteWriteReceiver:
             return self._hand_over(tenant, size, n_samples, facts, entries, scratch)
         finally:
             scratch.trim()
+            self._scratch.give(scratch)
 
     def _parse(self, registry: SeriesRegistry, size: int, scratch: _Scratch) -> int:
         table = registry.keys.arrays()

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ingest.buffers import Spares
 from ingest.exemplars import Exemplar, keep_exemplars
 from ingest.kernels import remote_write_v2 as kernels
 from ingest.limits import WriteLimits
@@ -56,8 +57,8 @@ class Spellings:
         self.metadata: NDArray[np.uint32] = Arena(np.uint32, _KEYS_MAX + 1).array
 
 
-class _Scratch(threading.local):
-    """Buffers of one thread: fresh pages would cost more than the work done in them."""
+class _Scratch:
+    """Buffers of one request: fresh pages would cost more than the work done in them."""
 
     def __init__(self) -> None:
         self.raw: NDArray[np.uint8] = np.zeros((1 << 20) + PAD_BYTES, np.uint8)
@@ -97,7 +98,7 @@ class RemoteWriteV2Receiver:
     def __init__(self, writer: SampleWriter, limits: WriteLimits | None = None) -> None:
         self._writer = writer
         self._limits = limits or WriteLimits()
-        self._scratch = _Scratch()
+        self._scratch = Spares(_Scratch)
         self._spellings: weakref.WeakKeyDictionary[SeriesRegistry, Spellings] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         self._warned_native = False
@@ -110,12 +111,13 @@ class RemoteWriteV2Receiver:
         RejectedError       the whole body is refused: MALFORMED or BODY_TOO_LARGE; nothing of it was kept
         UnavailableError    the store cannot take it now; nothing of it was kept
         """
-        scratch = self._scratch
+        scratch = self._scratch.take()
         try:
             scratch.raw, size = decompress(body, scratch.raw, self._limits.decoded_bytes_max)
             return self._take(tenant, size, scratch)
         finally:
             scratch.trim()
+            self._scratch.give(scratch)
 
     def _take(self, tenant: Tenant, size: int, scratch: _Scratch) -> Reception:
         registry = tenant.registry

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from tsdb.batch import AppendResult, SampleBatch
@@ -49,4 +50,12 @@ class Tenants(Protocol):
 
     def tenant(self, name: str) -> Tenant:
         """The tenant; :class:`tsdb.errors.RejectedError` when it neither exists nor may be created."""
+        ...
+
+    def leader(self) -> AbstractContextManager[None]:
+        """A context at whose end the thread commits what it appended inside (:meth:`tsdb.wal.LocalLog.leader`)."""
+        ...
+
+    def result(self, future: Future[AppendResult]) -> AppendResult:
+        """Wait for what was appended, and commit meanwhile if it is this thread's turn."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import signal
 import socket
@@ -17,7 +18,9 @@ import uvloop
 from meshpulse.asgi import App, Receive, Scope, Send, answer
 from meshpulse.auth import Guard, Refusal, Token
 from meshpulse.config import Config, split_listen
+from meshpulse.direct import Direct, Target
 from meshpulse.pages import create_pages
+from meshpulse.protocol import Protocol
 from meshpulse.runtime import Runtime
 from meshpulse.startup import Phase, Progress, StoppedError
 from meshpulse.tls import TlsFiles
@@ -154,18 +157,21 @@ def serve(config: Config, listener: socket.socket, tokens: Sequence[Token] = (),
 
 
 async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token], tls: TlsFiles | None) -> int:
+    direct = Direct()
     progress = Progress()
     runtime = Runtime(config, progress)
-    gateway = Gateway(progress, create_pages(runtime), Guard(tokens, runtime.tally), config.server.route_prefix)
+    guard = Guard(tokens, runtime.tally)
+    gateway = Gateway(progress, create_pages(runtime), guard, config.server.route_prefix)
     settings = uvicorn.Config(
         gateway,
         loop="none",
-        http="httptools",
+        http=functools.partial(Protocol, direct),  # type: ignore[arg-type]  # called as a class is
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # a layer around every request, for addresses that nobody here asks for
         timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(config.server.drain.total_seconds())),
     )
@@ -188,6 +194,11 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
             server.should_exit = True
             return
         gateway.hot, gateway.hot_prefixes = runtime.routes()
+        assert runtime.parts is not None
+        push_api = runtime.parts.push_api
+        for path in push_api.paths:
+            target = Target(path, push_api.serve, guard.refuse)
+            direct.targets.update({path: target, config.server.route_prefix + path: target})
         runtime.start_scraping()
         progress.enter(Phase.READY)
         log.info("ready", warm_seconds=_ms(progress.warm_seconds), replay_seconds=_ms(progress.replay_seconds))
@@ -211,6 +222,7 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
     opener.start()
     renewing = asyncio.ensure_future(tls.follow()) if tls else None
     await server.serve(sockets=[listener])
+    await asyncio.to_thread(direct.close)
     if renewing:
         renewing.cancel()
     failed = progress.phase is Phase.FAILED

@@ -10,10 +10,12 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tsdb.batch import AppendResult
 from tsdb.block.block import BlockMeta
 from tsdb.blockstore import FolderStore
 from tsdb.disk import DiskGuard
@@ -25,7 +27,7 @@ from tsdb.shard import MIN_MS, HeadCut, Shard
 from tsdb.tally import Tally
 from tsdb.tenant import Tenant
 from tsdb.wal.framing import TIME_NONE, Record
-from tsdb.wal.log import QUEUE_BYTES_MAX, SEGMENT_BYTES, LocalLog, SyncMode
+from tsdb.wal.log import QUEUE_BYTES_MAX, SEGMENT_BYTES, Leader, LocalLog, SyncMode
 
 HOUR_MS = 3_600_000
 DEFAULT_TENANT = "default"
@@ -176,6 +178,14 @@ class TSDB:
             if thread.is_alive():
                 thread.join()
         self.log.close()
+
+    def leader(self) -> Leader:
+        """A context at whose end the calling thread commits what it appended inside."""
+        return self.log.leader()
+
+    def result(self, future: Future[AppendResult]) -> AppendResult:
+        """Wait for what was appended, and commit meanwhile if it is this thread's turn."""
+        return self.log.result(future)
 
     # -- tenants
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -96,6 +97,12 @@ class FakeTenants:
         if name not in self.by_name:
             raise RejectedError(Reason.TENANT, f"tenant {name!r} does not exist")
         return self.by_name[name]
+
+    def leader(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def result(self, future: Future[AppendResult]) -> AppendResult:
+        return future.result(30)
 
 
 class Server:

@@ -186,13 +186,15 @@ def test_known_series_are_found_whatever_the_symbol_table() -> None:
             body.add(pairs, [(float(i), NOW + round_)])
         beside.check(body.raw())
         assert len(tables.keys) == len(beside.tenant.registry) == 60
-    assert beside.receiver._scratch.facts[FACT_MISSES] == 0
+    assert beside.receiver._scratch.take().facts[FACT_MISSES] == 0
 
 
 @pytest.mark.kernel
 def test_outputs_grow() -> None:
     beside = Beside()
-    beside.receiver._scratch.set_room(2)
+    scratch = beside.receiver._scratch.take()
+    scratch.set_room(2)
+    beside.receiver._scratch.give(scratch)
     body = Body()
     for i in range(40):
         body.add([("__name__", "up"), ("i", str(i))], [(1.0, 5), (2.0, 6)], metadata=(2, f"help {i}", ""))

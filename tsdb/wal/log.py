@@ -109,12 +109,34 @@ class LogStats:
 Entry = tuple[Operation[Any], int, "Future[Any]"]
 
 
+class _Follower:
+    """A thread that waits for an operation, and commits when it is told to.
+
+    Attributes
+    ----------
+    gate : held while the thread is to wait
+    is_leader : it was let go to commit; the role is its own
+    """
+
+    __slots__ = ("future", "gate", "is_leader")
+
+    def __init__(self, future: Future[Any]) -> None:
+        self.future = future
+        self.gate = threading.Lock()
+        self.is_leader = False
+
+    def let_go(self, _: Future[Any]) -> None:
+        if not self.is_leader:  # who leads does not wait any more
+            self.gate.release()
+
+
 class Leader(threading.local):
     """Makes the submitting thread commit: ``with log.leader(): ... log.submit(op) ...``.
 
-    At the end of the block the thread writes and syncs everything that is queued, its own operations first of all,
-    unless another thread is committing, which then takes them along. Futures resolve there, so nobody may wait for
-    one inside the block. For threads that may wait for the disk, never for an event loop's.
+    At the end of the block the thread writes and syncs what is queued as one group, unless another thread is
+    committing, after which a thread in :meth:`LocalLog.result` or the committer thread goes on with it. Futures
+    resolve there, so nobody may wait for one inside the block. For threads that may wait for the disk, never for an
+    event loop's.
     """
 
     depth = 0
@@ -197,6 +219,7 @@ class LocalLog:
         self._idle = False  # the committer thread waits
         self._committing = False  # some thread holds the role
         self._leader = Leader(self._lead)
+        self._followers: deque[_Follower] = deque()
         self._closing = False
         self._failed_until = 0.0
         self._thread: threading.Thread | None = None
@@ -342,6 +365,26 @@ class LocalLog:
         """A context whose thread commits, at its end, what it submitted inside; see :class:`Leader`."""
         return self._leader
 
+    def result(self, future: Future[T]) -> T:
+        """Wait for an operation and commit meanwhile if it is this thread's turn: nobody needs to be woken for that.
+
+        The thread that ends a group hands over to one that waits here for an operation of the next group.
+        """
+        if future.done():
+            return future.result()
+        follower = _Follower(future)
+        with self._wake:
+            if self._committing and not future.done():
+                self._followers.append(follower)
+                follower.gate.acquire()
+                future.add_done_callback(follower.let_go)
+            elif self._queue:
+                self._committing = follower.is_leader = True
+        follower.gate.acquire()
+        if follower.is_leader:
+            self._commit_group()
+        return future.result()
+
     # -- committing, on the one thread that holds the role
 
     def _run(self) -> None:
@@ -374,12 +417,35 @@ class LocalLog:
                 self._idle = False
 
     def _lead(self) -> None:
-        """Commit on the calling thread, unless another one commits: it will see what was submitted."""
+        """Commit one group on the calling thread, unless another one commits: it will see what was submitted."""
         with self._wake:
             if self._committing or not self._queue:
                 return
             self._committing = True
-        self._commit_queue()
+        self._commit_group()
+
+    def _commit_group(self) -> None:
+        """Commit one group and hand the role over: a leader has its own caller to answer."""
+        was_synced = self._unsynced_since is None
+        try:
+            self._commit()
+        finally:
+            with self._wake:
+                if not self._queue or not self._hand_over():
+                    self._give_up_role()
+                    is_due_later = was_synced and self._unsynced_since is not None
+                    if self._idle and (self._queue or self._closing or is_due_later):
+                        self._wake.notify()
+
+    def _hand_over(self) -> bool:
+        """Make a thread that waits for a queued operation the next leader, if there is one; the lock is held."""
+        while self._followers:
+            follower = self._followers.popleft()
+            if not follower.future.done():
+                follower.is_leader = True
+                follower.gate.release()
+                return True
+        return False
 
     def _commit_queue(self) -> None:
         """Commit group after group until nothing is queued, then give up the role."""
@@ -394,9 +460,13 @@ class LocalLog:
                         return
         finally:
             with self._wake:
-                self._committing = False
-                if self._idle and (self._queue or self._closing or self._unsynced_since is not None):
-                    self._wake.notify()
+                self._give_up_role()
+
+    def _give_up_role(self) -> None:
+        """The lock is held. With an empty queue nobody waits any more for what was submitted."""
+        self._committing = False
+        if not self._queue:
+            self._followers.clear()
 
     def _take(self) -> Entry | None:
         """The next operation whose caller still waits."""

@@ -102,7 +102,11 @@ class Where(Put):
 
     def apply(self, position: int) -> int:
         self.thread = threading.current_thread().name
-        return position
+        return super().apply(position)
+
+
+class HeldWhere(Where, Held):
+    """Both."""
 
 
 def test_a_leader_commits_what_it_submitted_and_all_that_waits(tmp_path: Path) -> None:
@@ -157,9 +161,9 @@ def test_many_leaders_and_others_share_one_log(tmp_path: Path) -> None:
             if kind % 2:
                 with log.leader():
                     future = log.submit(Put(body))
+                positions.append(log.result(future))
             else:
-                future = log.submit(Put(body))
-            positions.append(future.result(30))
+                positions.append(log.submit(Put(body)).result(30))
 
     threads = [threading.Thread(target=submit, args=(k,)) for k in range(6)]
     for thread in threads:
@@ -171,6 +175,54 @@ def test_many_leaders_and_others_share_one_log(tmp_path: Path) -> None:
     found = bodies(tmp_path)
     for kind in range(6):
         assert [b for b in found if b.startswith(b"%d/" % kind)] == [b"%d/%d" % (kind, i) for i in range(40)]
+
+
+def test_the_role_goes_to_a_thread_that_waits(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    held, names = HeldWhere(), []
+
+    def lead(op: Put) -> None:
+        with log.leader():
+            future = log.submit(op)
+        log.result(future)
+        names.append(threading.current_thread().name)
+
+    threads = [threading.Thread(target=lead, args=(held,), name="first")]
+    threads[0].start()
+    assert held.reached.wait(30)
+    followers = [Where(b"%d" % i) for i in range(5)]
+    threads += [threading.Thread(target=lead, args=(op,), name=f"follower-{i}") for i, op in enumerate(followers)]
+    for thread in threads[1:]:
+        thread.start()
+    while len(log._followers) < 5:
+        time.sleep(0.001)
+    before = log.stats.syncs
+    held.go.set()
+    for thread in threads:
+        thread.join(30)
+    assert len(names) == 6
+    assert held.thread == "first"
+    assert len({op.thread for op in followers}) == 1, "one of them committed for all"
+    assert followers[0].thread.startswith("follower-")
+    assert log.stats.syncs == before + 1
+    log.submit(Put(b"and nobody holds the role")).result(30)
+    log.close()
+
+
+def test_a_waiting_thread_sees_the_error_of_its_operation(tmp_path: Path) -> None:
+    files = FailingFiles()
+    log = opened(tmp_path, files=files, retry_s=0.0)
+    files.fail("write_at", times=1000)
+    with log.leader():
+        future = log.submit(Put(b"lost"))
+    with pytest.raises(LogFailedError):
+        log.result(future)
+    files.heal()
+    with log.leader():
+        future = log.submit(Put(b"kept"))
+    log.result(future)
+    log.close()
+    assert bodies(tmp_path)[-1] == b"kept"
 
 
 def test_what_a_leader_wrote_is_synced_after_the_interval(tmp_path: Path) -> None:
