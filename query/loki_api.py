@@ -47,6 +47,7 @@ from query.loki_endpoints import (
     LokiRequest,
 )
 from query.loki_json import CATEGORIZE
+from query.loki_tail import LokiTail, deny
 from query.params import Params
 from tsdb.clock import Clock, SystemClock
 from tsdb.errors import RejectedError, UnavailableError
@@ -140,6 +141,7 @@ class LokiApi:
     ) -> None:
         endpoints = LokiEndpoints(engine, reader_for, build_info, limits or {}, clock or SystemClock())
         self._executor = executor
+        self._tail = LokiTail(engine, endpoints, executor)
         self.stats = LokiApiStats()
         self._named: dict[str, Handler] = {
             LABEL_PREFIX: endpoints.label_values,
@@ -178,10 +180,19 @@ class LokiApi:
         return path, None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request (ASGI)."""
+        """Serve one request, or one WebSocket of ``tail`` (ASGI)."""
         headers = dict(scope["headers"])
         cors = _CORS if b"origin" in headers else []
         path, handler = self._find(scope["path"].removeprefix(scope.get("root_path", "")))
+        if scope["type"] == "websocket":
+            if path == f"{PREFIX}tail":
+                await self._tail(scope, receive, send)
+            else:
+                await deny(scope, receive, send, 404, "404 page not found\n")
+            return
+        if path == f"{PREFIX}tail":
+            await self._send(send, receive, _text(400, "tail takes a WebSocket"), cors)
+            return
         method = scope["method"]
         if handler is None:
             await self._send(send, receive, _text(404, "404 page not found\n"), cors)
