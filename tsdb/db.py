@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -300,7 +300,10 @@ class TSDB:
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """Keep the files of blocks, manifests and finished log segments as they are; writes go on."""
-        with self._cut_lock:
+        with ExitStack() as stack:
+            stack.enter_context(self._cut_lock)
+            for tenant in self.tenants():
+                stack.enter_context(tenant.logs.unchanged())
             yield
 
     def _due_border(self, tenant: Tenant, shard: Shard) -> int | None:

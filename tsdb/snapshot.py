@@ -78,9 +78,9 @@ def take_snapshot(db: TSDB, *, with_head: bool = True) -> Snapshot:
     linked = copied = 0
     try:
         partial.mkdir(parents=True)
+        if with_head:
+            db.log.submit(_Barrier()).result()  # not with the locks held: an append may wait for a part to be written
         with db.unchanged():
-            if with_head:
-                db.log.submit(_Barrier()).result()
             for key in db.store.list("tenants/"):
                 source, place = root / key, partial / key
                 place.parent.mkdir(parents=True, exist_ok=True)

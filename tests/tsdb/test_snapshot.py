@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tsdb.logs import test_store as logs_store
 from tests.tsdb.test_db import HOUR, T0, Content, key, opened, put, read, series
 from tsdb import snapshot
 from tsdb.db import TSDB
@@ -105,6 +106,35 @@ def test_a_snapshot_while_samples_come_in_and_heads_are_cut(tmp_path: Path) -> N
             times = sorted(content[key(series(i))])
             assert times == [T0 + 60_000 * k for k in range(len(times))], "no gap"
             assert len(times) >= before
+
+
+def test_log_lines_are_in_it_while_their_parts_are_joined(tmp_path: Path) -> None:
+    db = logs_store.open_db(tmp_path / "data")
+    logs = db.tenant("default").logs
+    stop = threading.Event()
+
+    def maintain() -> None:
+        while not stop.is_set():
+            logs.flush()
+            logs.maintain()
+
+    thread = threading.Thread(target=maintain)
+    thread.start()
+    try:
+        promised = []
+        for k in range(12):
+            logs_store.push(logs, logs_store.rows_of(100 * k, 100))
+            promised.append((100 * (k + 1), take_snapshot(db)))
+    finally:
+        stop.set()
+        thread.join()
+    assert logs.compactions
+    db.close()
+    for number, (rows, taken) in enumerate(promised[::5]):
+        shutil.copytree(taken.path, tmp_path / f"restored-{number}")
+        again = logs_store.open_db(tmp_path / f"restored-{number}")
+        assert sorted(logs_store.read(again.tenant("default").logs)) == sorted(logs_store.rows_of(0, rows))
+        again.close()
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -285,6 +286,12 @@ class LogStore:
                 self._flush_all()
             self._compact()
             self._enforce_retention()
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Keep the files of parts and manifests as they are; pushes go on until the buffers are full."""
+        with self._maintaining:
+            yield
 
     def flush(self) -> None:
         """Turn everything into parts now."""
