@@ -20,8 +20,11 @@ from email.message import Message as MimeMessage
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
+from ingest.gunzip import gunzip
 from ingest.import_text import ImportOptions, TextImporter
 from ingest.limits import WriteLimits
+from ingest.otlp import OtlpReceiver
+from ingest.otlp_json import to_protobuf
 from ingest.reception import Reception
 from ingest.store import DEFAULT_TENANT, Tenant, Tenants
 from tsdb.batch import AppendResult
@@ -40,6 +43,8 @@ V1_MESSAGE = "prometheus.WriteRequest"
 V2_MESSAGE = "io.prometheus.write.v2.Request"
 _ERROR_CHARS_MAX = 4000
 _TEXT = b"text/plain; charset=utf-8"
+_PROTOBUF = "application/x-protobuf"
+_JSON = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,3 +448,50 @@ class TextImportEndpoint:
     def rejected(self, _request: PushRequest, error: RejectedError) -> Answer:
         """415 for a wrong encoding, else 400."""
         return Answer(415 if error.reason is Reason.UNSUPPORTED_TYPE else 400, _text(f"{error}\n"))
+
+
+class OtlpEndpoint:
+    """``POST /api/v1/otlp/v1/metrics``: OTLP over HTTP, protobuf or JSON, gzip allowed.
+
+    Parameters
+    ----------
+    receiver : reads the bodies
+    """
+
+    def __init__(self, receiver: OtlpReceiver) -> None:
+        self._receiver = receiver
+
+    def plan(self, request: PushRequest) -> Receiver:
+        """Refuse other types and encodings."""
+        media_type = _media_type(request)
+        if media_type not in (_PROTOBUF, _JSON):
+            raise RejectedError(
+                Reason.UNSUPPORTED_TYPE,
+                f"unsupported media type {request.content_type[:200]!r}, send {_PROTOBUF} or {_JSON}",
+            )
+        if request.encoding not in ("", "identity", "gzip"):
+            raise RejectedError(
+                Reason.UNSUPPORTED_TYPE, f"unsupported content encoding {request.encoding[:100]!r}, send gzip"
+            )
+
+        def receive(tenant: Tenant, body: bytes) -> Reception:
+            if request.encoding == "gzip":
+                body = gunzip(body, self._receiver.decoded_bytes_max)
+            return self._receiver.receive(tenant, to_protobuf(body) if media_type == _JSON else body)
+
+        return receive
+
+    def done(self, request: PushRequest, outcome: Outcome) -> Answer:
+        """200 with an empty message, or 400 with what was refused."""
+        if outcome.refused:
+            return Answer(400, _text(outcome.refused))
+        media_type = _media_type(request)
+        return Answer(200, b"{}" if media_type == _JSON else b"", media_type.encode())
+
+    def rejected(self, _request: PushRequest, error: RejectedError) -> Answer:
+        """400: OTLP clients drop what gets it."""
+        return Answer(400, _text(f"{error}\n"))
+
+
+def _media_type(request: PushRequest) -> str:
+    return request.content_type.partition(";")[0].strip().lower()

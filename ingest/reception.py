@@ -28,6 +28,8 @@ REASON_TEXTS = {
     Reason.DUPLICATE_LABEL: "duplicate label name",
     Reason.INVALID_UTF8: "label name or value is not valid UTF-8",
     Reason.SERIES_LIMIT: "too many active series of this tenant",
+    Reason.EXPONENTIAL_HISTOGRAM: "exponential histograms are not supported",
+    Reason.TEMPORALITY: "data points of delta or unspecified temporality are not accepted (otlp.delta)",
     Reason.NO_SAMPLES: "TimeSeries must contain at least one sample or histogram",
     Reason.EXEMPLAR_OUT_OF_ORDER: "out of order exemplar",
 }

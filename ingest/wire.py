@@ -9,6 +9,8 @@ from tsdb.errors import Reason, RejectedError
 
 def read_varint(data: bytes, pos: int) -> tuple[int, int]:
     """(value, position after it) of the varint at ``pos``; ``ValueError`` when it is cut off or too long."""
+    if pos < len(data) and data[pos] < 0x80:  # most of them
+        return data[pos], pos + 1
     value = 0
     for i in range(10):
         if pos + i >= len(data):

@@ -233,6 +233,20 @@ class TenantsConfig(Section):
     max: int = Field(default=100, ge=1)
 
 
+class OtlpConfig(Section):
+    """How OpenTelemetry's own protocol is taken in."""
+
+    delta: bool = False
+    grpc_listen: str = ""
+
+    @field_validator("grpc_listen")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        if value:
+            split_listen(value)
+        return value
+
+
 class QueryConfig(Section):
     """How queries run."""
 
@@ -291,6 +305,7 @@ class Config(Section):
     wal: WalConfig = WalConfig()
     limits: LimitsConfig = LimitsConfig()
     tenants: TenantsConfig = TenantsConfig()
+    otlp: OtlpConfig = OtlpConfig()
     query: QueryConfig = QueryConfig()
     log: LogConfig = LogConfig()
     scrape_configs: list[ScrapeConfig] = []

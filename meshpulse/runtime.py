@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from ingest.api import Endpoint, PushApi, RemoteWriteEndpoint, TextImportEndpoint
+from ingest.api import Endpoint, OtlpEndpoint, PushApi, RemoteWriteEndpoint, TextImportEndpoint
 from ingest.import_text import TextImporter
 from ingest.limits import WriteLimits
+from ingest.otlp import OtlpReceiver
 from ingest.reception import SampleWriter
 from ingest.remote_write import RemoteWriteReceiver
 from ingest.remote_write_v2 import RemoteWriteV2Receiver
@@ -134,6 +135,7 @@ class Parts:
     db: TSDB
     engine: Engine
     push_api: PushApi
+    otlp: OtlpReceiver
     query_api: QueryApi
     log_engine: LogEngine
     loki_api: LokiApi
@@ -187,10 +189,13 @@ class Runtime:
         engine = Engine(query_limits(self.config))
         log_engine = LogEngine(query_limits(self.config), self._clock)
         scraper = self._scraper(db, scrape_threads)
+        writer = SampleWriter(self._clock, self.tally, time_limits(self.config))
+        otlp = OtlpReceiver(writer, write_limits(self.config), self.config.otlp.delta)
         self.parts = Parts(
             db=db,
             engine=engine,
-            push_api=self._push_api(db, parse_threads),
+            push_api=self._push_api(db, writer, otlp, parse_threads),
+            otlp=otlp,
             query_api=QueryApi(engine, db.find, query_threads, self._providers(db, scraper), self._clock),
             log_engine=log_engine,
             loki_api=self._loki_api(db, log_engine, query_threads),
@@ -199,13 +204,14 @@ class Runtime:
             executors=(parse_threads, query_threads, scrape_threads),
         )
 
-    def _push_api(self, db: TSDB, executor: Executor) -> PushApi:
+    def _push_api(self, db: TSDB, writer: SampleWriter, otlp: OtlpReceiver, executor: Executor) -> PushApi:
         limits = write_limits(self.config)
-        writer = SampleWriter(self._clock, self.tally, time_limits(self.config))
         v1, v2 = RemoteWriteReceiver(writer, limits), RemoteWriteV2Receiver(writer, limits)
         endpoints: dict[str, Endpoint] = {
             "/api/v1/write": RemoteWriteEndpoint(v1.receive, v2.receive),
             "/api/v1/import/prometheus": TextImportEndpoint(TextImporter(writer, limits)),
+            "/api/v1/otlp/v1/metrics": OtlpEndpoint(otlp),
+            "/opentelemetry/v1/metrics": OtlpEndpoint(otlp),
         }
         return PushApi(db, endpoints, executor, self.tally, limits)
 

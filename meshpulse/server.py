@@ -215,6 +215,16 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
         with contextlib.suppress(RuntimeError):  # the loop is gone when we were told to end meanwhile
             loop.call_soon_threadsafe(on_open)
 
+    otlp = None
+    if config.otlp.grpc_listen:
+        from meshpulse.otlp_grpc import OtlpGrpcError, OtlpGrpcServer  # gRPC costs 20 MB: only who listens pays
+
+        otlp = OtlpGrpcServer(runtime, guard)
+        try:
+            await otlp.start(config.otlp.grpc_listen, open_to_all=config.server.insecure or bool(tokens))
+        except OtlpGrpcError as error:
+            log.error("cannot start", reason=str(error))  # noqa: TRY400  # the reason says it all
+            return 2
     opener = threading.Thread(target=open_runtime, name="open", daemon=True)
     host, port = listener.getsockname()[:2]
     url = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -225,6 +235,8 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
     await asyncio.to_thread(direct.close)
     if renewing:
         renewing.cancel()
+    if otlp:
+        await otlp.stop(config.server.drain.total_seconds())
     failed = progress.phase is Phase.FAILED
     await runtime.stop_scraping()
     await asyncio.to_thread(opener.join, config.server.drain.total_seconds())

@@ -39,6 +39,8 @@ class Reason(StrEnum):
     SERIES_TOO_LONG = "series_too_long"
     SERIES_LIMIT = "series_limit"
     NATIVE_HISTOGRAM = "native_histogram_unsupported"
+    EXPONENTIAL_HISTOGRAM = "exponential_histogram_unsupported"
+    TEMPORALITY = "temporality_unsupported"
     NO_SAMPLES = "series_without_samples"
     EXEMPLAR_OUT_OF_ORDER = "exemplar_out_of_order"
     EXEMPLAR_TOO_LONG = "exemplar_too_long"

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ingest.api import PushApi, RemoteWriteEndpoint, TextImportEndpoint
+from ingest.api import OtlpEndpoint, PushApi, RemoteWriteEndpoint, TextImportEndpoint
 from ingest.import_text import TextImporter
 from ingest.limits import WriteLimits
+from ingest.otlp import OtlpReceiver
 from ingest.reception import SampleWriter
 from ingest.remote_write import RemoteWriteReceiver
 from ingest.remote_write_v2 import RemoteWriteV2Receiver
@@ -108,7 +109,9 @@ class FakeTenants:
 class Server:
     """The push endpoints over a fake store."""
 
-    def __init__(self, limits: WriteLimits | None = None, times: TimeLimits | None = None) -> None:
+    def __init__(
+        self, limits: WriteLimits | None = None, times: TimeLimits | None = None, accept_delta: bool = False
+    ) -> None:
         self.tenants = FakeTenants()
         self.tenant = self.tenants.default
         self.tally = Tally()
@@ -119,6 +122,7 @@ class Server:
         endpoints = {
             "/api/v1/write": RemoteWriteEndpoint(v1.receive, v2.receive),
             "/api/v1/import/prometheus": TextImportEndpoint(TextImporter(writer, limits)),
+            "/api/v1/otlp/v1/metrics": OtlpEndpoint(OtlpReceiver(writer, limits, accept_delta)),
         }
         self.api = PushApi(self.tenants, endpoints, self.executor, self.tally, limits)
 
