@@ -5,6 +5,7 @@ Times are nanoseconds here: the kernels count in any unit, only a division by se
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import assert_never
 
 import numpy as np
@@ -133,7 +134,11 @@ class MetricEvaluator:
     def _range(self, expr: RangeAggregation, grouping: Grouping | None) -> Grid:
         log_range = expr.range
         if expr.op == "absent_over_time":
-            present = self._counted("count_over_time", log_range, Grouping(()))
+            counted = replace(expr, op="count_over_time")
+            if log_range.unwrap is None:
+                present = self._counted(counted.op, log_range, Grouping(()))
+            else:
+                present = self._unwrapped(counted, log_range, log_range.unwrap, Grouping(()))
             selector = VectorSelector("", log_range.query.matchers)
             return functions.absent(self._ctx, selector, present, self._steps.count)
         if log_range.unwrap is None:
@@ -151,6 +156,7 @@ class MetricEvaluator:
         numbers = SeriesNumbers(grouping, (), ctx.limits.series_max)
         wanted = wanted_labels(query.stages, None, grouping)
         counts = np.zeros((1, steps.count + 1))
+        ctx.reserve(2, steps.count + 1)
         weigh = op.startswith("bytes")
         sums = np.zeros((1, steps.count + 1)) if weigh else counts
         start_ns, end_ns = self._bounds(log_range)
@@ -167,9 +173,11 @@ class MetricEvaluator:
             self._scanned.lines_kept += len(batch)
             series = numbers.number(batch)
             if len(numbers) > len(counts):
-                ctx.reserve(2 * len(numbers), steps.count)
-                counts = _grown(counts, len(numbers))
-                sums = _grown(sums, len(numbers)) if weigh else counts
+                rows = max(len(numbers), 2 * len(counts))
+                ctx.release(2 * counts.size)
+                ctx.reserve(2 * rows, steps.count + 1)
+                counts = _grown(counts, rows)
+                sums = _grown(sums, rows) if weigh else counts
             weights = np.diff(batch.lines().offsets).astype(np.float64) if weigh else np.zeros(0)
             windows = (first, steps.step_ms, log_range.range_ns)
             add_to_windows(batch.frame.ts_ns, series, weights, *windows, counts, sums)
@@ -273,7 +281,7 @@ def by_series_and_time(series: NDArray[np.int32], ts_ns: NDArray[np.int64]) -> N
 
 
 def _grown(array: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
-    out = np.zeros((max(rows, 2 * len(array)), array.shape[1]))
+    out = np.zeros((rows, array.shape[1]))
     out[: len(array)] = array
     return out
 

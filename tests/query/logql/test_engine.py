@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from query.errors import QueryError
+from query.limits import QueryLimits
 from query.logql.ast import LogQuery
 from query.logql.engine.engine import LogEngine, LogResult
 from query.logql.parser import parse
@@ -278,6 +279,7 @@ def test_counts_and_bytes() -> None:
     assert instant(store, 'sum(bytes_rate({app="web"}[10s]))') == {"{}": 0.8}
     assert instant(store, 'absent_over_time({app="web"}[10s])') == {}
     assert instant(store, 'absent_over_time({app="other",x=~"y"}[10s])') == {'{"app": "other"}': 1}
+    assert instant(store, 'absent_over_time({app="web"} | logfmt | unwrap nope [10s])') == {'{"app": "web"}': 1}
     assert instant(store, 'sum(count_over_time({app="web"} |= "zz" [10s]))') == {}
 
 
@@ -291,6 +293,14 @@ def test_count_by_parsed_label(frame_rows: int) -> None:
         '{"app": "web"}': 2, '{"app": "web", "ok": "true"}': 1
     }  # fmt: skip
     assert instant(store, 'count(count_over_time({app="web"} | json | keep path [10s]))') == {"{}": 3}
+
+
+def test_many_series_are_counted_once_against_the_limits() -> None:
+    store = logs([f"n={i}" for i in range(300)], frame_rows=10)
+    small = LogEngine(QueryLimits(workers=1, samples_max=2 * 2 * 600 * 3), ManualClock(0))
+    assert len(points(small.instant(store, 'count_over_time({app="web"} | logfmt [1h])', 1000 * NS))) == 300
+    with pytest.raises(QueryError, match="too many samples"):
+        small.range(store, 'count_over_time({app="web"} | logfmt [1h])', 0, 1000 * NS, 10 * NS)
 
 
 def test_range_query() -> None:
