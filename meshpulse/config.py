@@ -226,11 +226,23 @@ class LimitsConfig(Section):
     query: QueryLimitsConfig = QueryLimitsConfig()
 
 
+class TenantConfig(Section):
+    """What is different for one tenant; what is not named is as for all."""
+
+    retention: Duration | None = None
+    labels_max: int | None = None
+    label_name_bytes_max: Size | None = None
+    label_value_bytes_max: Size | None = None
+    series_bytes_max: Size | None = None
+    active_series_max: int | None = None
+
+
 class TenantsConfig(Section):
     """Who may write under which ``X-Scope-OrgID``."""
 
     auto_create: bool = False
     max: int = Field(default=100, ge=1)
+    overrides: dict[str, TenantConfig] = {}
 
 
 class OtlpConfig(Section):

@@ -36,7 +36,7 @@ from query.loki_api import LokiApi
 from query.loki_endpoints import LOKI_VERSION
 from query.loki_endpoints import PREFIX as LOKI_PREFIX
 from tsdb.clock import Clock, SystemClock
-from tsdb.db import DEFAULT_TENANT, TSDB, StoreConfig, StoreStats
+from tsdb.db import DEFAULT_TENANT, TSDB, StoreConfig, StoreStats, TenantConfig
 from tsdb.limits import SeriesLimits, TimeLimits
 from tsdb.logs.store import LogStore
 from tsdb.tally import Tally
@@ -62,6 +62,7 @@ def store_config(config: Config) -> StoreConfig:
         sync_interval_ms=milliseconds(config.wal.interval),
         segment_bytes=config.wal.segment_bytes,
         log_queue_bytes_max=config.wal.queue_bytes_max,
+        tenants=tenant_configs(config),
         tenants_auto_create=config.tenants.auto_create,
         tenants_max=config.tenants.max,
         min_free_bytes=storage.free_bytes_min,
@@ -69,6 +70,17 @@ def store_config(config: Config) -> StoreConfig:
         series=SeriesLimits(**series.model_dump()),
         time=time_limits(config),
     )
+
+
+def tenant_configs(config: Config) -> Mapping[str, TenantConfig]:
+    """What is different for some tenants."""
+    tenants = {}
+    for name, entry in config.tenants.overrides.items():
+        own = entry.model_dump(exclude={"retention"}, exclude_none=True)
+        series = SeriesLimits(**(config.limits.series.model_dump() | own)) if own else None
+        retention = None if entry.retention is None else milliseconds(entry.retention)
+        tenants[name] = TenantConfig(series, retention)
+    return tenants
 
 
 def time_limits(config: Config) -> TimeLimits:

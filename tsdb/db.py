@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +34,20 @@ DEFAULT_TENANT = "default"
 
 TENANT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 """What a tenant may be called: its name is a folder and a log key."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantConfig:
+    """What is different for one tenant.
+
+    Attributes
+    ----------
+    series : its limits, None = those of all
+    retention_ms : how long its blocks are kept, 0 = for ever, None = as all others
+    """
+
+    series: SeriesLimits | None = None
+    retention_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +78,7 @@ class StoreConfig:
     tenants_max: int = 1_000
     min_free_bytes: int = 1 << 30
     min_free_fraction: float = 0.05
+    tenants: Mapping[str, TenantConfig] = field(default_factory=dict)
     series: SeriesLimits = field(default_factory=SeriesLimits)
     time: TimeLimits = field(default_factory=TimeLimits)
     logs: LogLimits = field(default_factory=LogLimits)
@@ -85,6 +100,9 @@ class StoreStats:
     cut_failures: int
     replayed_samples: int
     damage: int
+
+
+_AS_ALL = TenantConfig()
 
 
 class _CutOperation:
@@ -189,6 +207,13 @@ class TSDB:
 
     # -- tenants
 
+    def _tenant_config(self, name: str) -> TenantConfig:
+        return self.config.tenants.get(name, _AS_ALL)
+
+    def _retention_ms(self, tenant: Tenant) -> int:
+        own = self._tenant_config(tenant.name).retention_ms
+        return self.config.retention_ms if own is None else own
+
     def _get_or_create(self, name: str) -> Tenant:
         with self._lock:
             tenant = self._tenants.get(name)
@@ -199,7 +224,7 @@ class TSDB:
                     self.log,
                     self.config.shards,
                     self.config.block_span_ms,
-                    self.config.series,
+                    self._tenant_config(name).series or self.config.series,
                     self.config.time,
                     self.tally,
                     self._disk,
@@ -266,9 +291,10 @@ class TSDB:
                     border = self._due_border(tenant, shard)
                     if border is not None:
                         self.cut(shard, border)
-                    if self.config.retention_ms and tenant.newest_ms > MIN_MS + self.config.retention_ms:
+                    retention_ms = self._retention_ms(tenant)
+                    if retention_ms and tenant.newest_ms > MIN_MS + retention_ms:
                         with self._cut_lock:
-                            shard.drop_blocks_before(tenant.newest_ms - self.config.retention_ms)
+                            shard.drop_blocks_before(tenant.newest_ms - retention_ms)
                 except (MeshpulseError, OSError) as error:
                     # A failed cut must not stop ingest or the other shards: it is counted, shown and tried again.
                     self.cut_failures += 1

@@ -15,7 +15,7 @@ def test_storage_and_wal(tmp_path: Path) -> None:
 storage: {{path: {tmp_path}, shards: 4, retention: 3d, block_span: 1h, out_of_order_window: 2h, future_max: 1m,
           free_bytes_min: 7, free_fraction_min: 0.5}}
 wal: {{sync: interval, interval: 50ms, segment_bytes: 1MiB, queue_bytes_max: 2MiB}}
-tenants: {{auto_create: true, max: 3}}
+tenants: {{auto_create: true, max: 3, overrides: {{a: {{active_series_max: 7, retention: 1d}}, b: {{retention: 0}}}}}}
 limits: {{series: {{labels_max: 5, active_series_max: 9}}}}
 """
     )
@@ -27,6 +27,10 @@ limits: {{series: {{labels_max: 5, active_series_max: 9}}}}
     assert (store.segment_bytes, store.log_queue_bytes_max) == (1 << 20, 2 << 20)
     assert (store.tenants_auto_create, store.tenants_max) == (True, 3)
     assert (store.series.labels_max, store.series.active_series_max) == (5, 9)
+    a, b = store.tenants["a"], store.tenants["b"]
+    assert a.series is not None
+    assert (a.series.labels_max, a.series.active_series_max, a.retention_ms) == (5, 7, 86_400_000)
+    assert (b.series, b.retention_ms) == (None, 0)
 
 
 def test_queries_and_writes() -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tsdb.batch import STALE_BITS, AppendResult, SampleBatch
-from tsdb.db import TSDB, StoreConfig
+from tsdb.db import TSDB, StoreConfig, TenantConfig
 from tsdb.errors import LimitError, Reason, RejectedError
-from tsdb.limits import SelectLimits, TimeLimits
+from tsdb.limits import SelectLimits, SeriesLimits, TimeLimits
 from tsdb.matchers import Matcher, MatchOp
 from tsdb.tenant import Tenant
 
@@ -199,6 +199,26 @@ def test_retention_by_size_deletes_the_oldest_blocks_of_all(tmp_path: Path) -> N
     files = [p for p in tmp_path.rglob("block-*") if p.is_file()]
     assert len(files) == stats.blocks
     again.close()
+
+
+def test_limits_and_retention_of_one_tenant(tmp_path: Path) -> None:
+    own = TenantConfig(SeriesLimits(active_series_max=5), retention_ms=4 * HOUR)
+    db = opened(tmp_path, tenants_auto_create=True, tenants={"small": own})
+    for i in range(6):
+        db.tenant("large").registry.resolve(series(i))
+        if i < 5:
+            db.tenant("small").registry.resolve(series(i))
+    with pytest.raises(RejectedError) as refused:
+        db.tenant("small").registry.resolve(series(5))
+    assert refused.value.reason is Reason.SERIES_LIMIT
+    for hour in range(0, 14, 2):
+        for name in ("small", "large"):
+            put(db.tenant(name), [(series(0), T0 + hour * HOUR + 60_000 * k, k) for k in range(120)])
+        db.maintain()
+    db.maintain()
+    assert min(read(db.tenant("large"))[key(series(0))]) == T0
+    assert min(read(db.tenant("small"))[key(series(0))]) >= T0 + 7 * HOUR
+    db.close()
 
 
 def test_log_segments_are_freed_once_their_samples_are_in_blocks(tmp_path: Path) -> None:
