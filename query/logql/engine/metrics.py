@@ -16,7 +16,6 @@ from query.engine.context import QueryContext, Steps
 from query.engine.grid import Grid, RangeVector, Scalar, empty_table
 from query.engine.labels import label_replace
 from query.engine.window import WindowCall, evaluate_call
-from query.errors import ExecutionError
 from query.kernels.log_windows import add_to_windows
 from query.logql.ast import (
     Binary,
@@ -174,8 +173,7 @@ class MetricEvaluator:
             series = numbers.number(batch)
             if len(numbers) > len(counts):
                 rows = max(len(numbers), 2 * len(counts))
-                ctx.release(2 * counts.size)
-                ctx.reserve(2 * rows, steps.count + 1)
+                ctx.reserve(rows - len(counts), 2 * (steps.count + 1))
                 counts = _grown(counts, rows)
                 sums = _grown(sums, rows) if weigh else counts
             weights = np.diff(batch.lines().offsets).astype(np.float64) if weigh else np.zeros(0)
@@ -243,10 +241,7 @@ class MetricEvaluator:
             assert batch.samples is not None
             pieces.append((numbers.number(batch), batch.frame.ts_ns, batch.samples))
             ctx.stats.samples += len(batch)
-            if ctx.stats.samples > ctx.limits.samples_max:
-                raise ExecutionError(
-                    f"query would hold more than limits.query.samples_max ({ctx.limits.samples_max}) samples"
-                )
+            ctx.hold(len(batch))
         return pieces
 
 
