@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from health.adapters.eds import scaled_weight
 from health.board import EndpointView, ServiceView, Snapshot
 from health.detectors import judge_errors, rule_vector, zone_numbers
 from health.events import time_text
@@ -65,7 +66,10 @@ def endpoint_data(service: ServiceView, view: EndpointView, *, brief: bool = Fal
         "since": time_text(view.since_ms),
         "until": time_text(view.until_ms) if view.until_ms else None,
         "ejections": view.ejections,
-        "xds": {"health_status": view.health_status, "load_balancing_weight": scaled_weight(view)},
+        "xds": {
+            "health_status": view.health_status,
+            "load_balancing_weight": scaled_weight(view.weight, view.weight_factor),
+        },
         "applied": {"observers": view.observers, "seen_unhealthy": view.observers_against},
         "reasons": [_clean(view.evidence)] if view.evidence else [],
         "guards": {
@@ -76,13 +80,6 @@ def endpoint_data(service: ServiceView, view: EndpointView, *, brief: bool = Fal
             "blocked_by": view.blocked_by or None,
         },
     }
-
-
-def scaled_weight(view: EndpointView) -> int:
-    """The weight to publish: never below 1, because Envoy refuses 0 with the whole assignment."""
-    if view.health_status == "UNHEALTHY":
-        return view.weight
-    return max(1, round(view.weight * view.weight_factor))
 
 
 def service_data(view: ServiceView) -> dict[str, Any]:

@@ -139,6 +139,7 @@ class HealthLoop:
     def use_facts(self, facts: Facts) -> None:
         """Take over what topology sources say."""
         self._facts = facts
+        self.board.notify()
 
     @property
     def facts(self) -> Facts:

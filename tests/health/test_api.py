@@ -67,7 +67,7 @@ def test_snapshot_and_long_poll(tmp_path: Path) -> None:
             assert first.data["mode"] == "enforce"
             row = first.data["endpoints"][0]
             assert (row["state"], row["verdict"], row["weight_factor"]) == ("healthy", "HEALTHY", 1.0)
-            assert row["xds"] == {"health_status": "HEALTHY", "load_balancing_weight": 1}
+            assert row["xds"] == {"health_status": "HEALTHY", "load_balancing_weight": 100}
 
             same = await b.get("endpoints", if_none_match=etag)
             assert (same.status, same.body) == (304, b"")
