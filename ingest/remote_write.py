@@ -16,9 +16,10 @@ from ingest.buffers import Spares
 from ingest.exemplars import Exemplar, keep_exemplars
 from ingest.kernels import remote_write as kernels
 from ingest.kernels.exemplars import FOUND_COLUMNS, find_exemplars
+from ingest.kernels.snappy import PAD_BYTES
 from ingest.limits import WriteLimits
 from ingest.reception import EXAMPLE_CHARS, Reception, Refusals, SampleWriter, labels_text
-from ingest.snappy import PAD_BYTES, decompress
+from ingest.snappy import decompress
 from ingest.store import Metadata, Tenant
 from ingest.wire import fields
 from tsdb.batch import SampleBatch

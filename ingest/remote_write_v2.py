@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from ingest.buffers import Spares
 from ingest.exemplars import Exemplar, keep_exemplars
 from ingest.kernels import remote_write_v2 as kernels
+from ingest.kernels.snappy import PAD_BYTES
 from ingest.limits import WriteLimits
 from ingest.reception import EXAMPLE_CHARS, Reception, Refusals, SampleWriter, labels_text, series_text
 from ingest.remote_write import METADATA_TYPES
-from ingest.snappy import PAD_BYTES, decompress
+from ingest.snappy import decompress
 from ingest.store import Metadata, Tenant
 from ingest.wire import fields, packed_varints
 from tsdb.arena import Arena

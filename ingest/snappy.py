@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import cramjam
 import numpy as np
 from numpy.typing import NDArray
 
+from ingest.kernels.snappy import PAD_BYTES, decompress_block
 from ingest.wire import read_varint
 from tsdb.errors import LimitError, Reason, RejectedError
-
-PAD_BYTES = 64
-"""Room behind a body: kernels load eight bytes at a time and may look past its end."""
 
 _FRAMED = b"\xff\x06\x00\x00sNaPpY"
 
@@ -35,7 +32,7 @@ def decompress(body: bytes, raw: NDArray[np.uint8], limit: int) -> tuple[NDArray
     if body.startswith(_FRAMED):
         raise RejectedError(Reason.MALFORMED, "snappy framed format; the block format is needed")
     try:
-        size, _ = read_varint(body, 0)
+        size, begin = read_varint(body, 0)
     except ValueError:
         raise RejectedError(Reason.MALFORMED, "snappy: no uncompressed length") from None
     if size > limit:  # before anything is allocated: the length is the sender's claim
@@ -45,8 +42,6 @@ def decompress(body: bytes, raw: NDArray[np.uint8], limit: int) -> tuple[NDArray
         )
     if size + PAD_BYTES > len(raw):
         raw = np.zeros(min(2 * size, limit) + PAD_BYTES, np.uint8)
-    try:
-        cramjam.snappy.decompress_raw_into(body, raw.data)
-    except cramjam.DecompressionError as error:
-        raise RejectedError(Reason.MALFORMED, str(error)) from None
+    if decompress_block(np.frombuffer(body, np.uint8), begin, raw, size) < 0:
+        raise RejectedError(Reason.MALFORMED, "snappy: the block is corrupt")
     return raw, size
