@@ -45,6 +45,10 @@ class Reason(StrEnum):
     EXEMPLAR_OUT_OF_ORDER = "exemplar_out_of_order"
     EXEMPLAR_TOO_LONG = "exemplar_too_long"
     METADATA_LIMIT = "metadata_limit"
+    # log lines
+    LINE_TOO_LONG = "line_too_long"
+    METADATA_TOO_LARGE = "structured_metadata_too_large"
+    RATE_LIMITED = "rate_limited"
     # reads
     QUERY_LIMIT = "query_limit"
     BAD_MATCHER = "bad_matcher"

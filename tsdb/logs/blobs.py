@@ -59,7 +59,7 @@ class BlobWriter:
         """Add numbers, reduced as ``how`` says (``tsdb.kernels.log_columns``)."""
         base = int(values.min()) if how == PLAIN and len(values) else 0
         words = np.empty(len(values), np.uint64)
-        width = reduce_ints(values, others, how, base, words)
+        width = int(reduce_ints(values, others, how, base, words))
         planes = np.empty(width * len(values), np.uint8)
         put_planes(words, width, planes)
         return [how, base, width, self.put(planes)]

@@ -225,7 +225,7 @@ class ColumnWriter:
         n, size = len(values.starts), int(values.lengths.sum())
         data, offsets = np.zeros(size + PAD_BYTES, np.uint8), np.empty(n + 1, np.int64)
         ints, first, good = np.empty(size, np.int64), np.empty(n + 1, np.int64), np.empty(n, np.uint8)
-        count = kernels.make_skeletons(*values, data, offsets, ints, first, good)
+        count = int(kernels.make_skeletons(*values, data, offsets, ints, first, good))
         codes, texts = self._number_distinct(spans_of(Texts(data, offsets)))
         kept = (codes >= 0) & good.view(np.bool_)
         if np.count_nonzero(kept) < n * (1 - EXCEPTIONS_MAX / 2) or (len(texts.offsets) - 1) * 4 > n:

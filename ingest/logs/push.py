@@ -1,0 +1,515 @@
+"""Loki pushes: bytes in, a batch of entries for the log store out, and what was refused of them.
+
+One kernel walks the protobuf; a stream that was seen before costs a look-up of its label string and no Python object.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from ingest.kernels import loki as kernels
+from ingest.kernels.loki import ENTRIES, LEVEL_NAMES, PAIRS, STREAMS, UNKNOWN_STREAM
+from ingest.logs.labels import parse_labels, show, stream_labels
+from ingest.logs.limits import PushLimits
+from ingest.snappy import PAD_BYTES, decompress
+from tsdb.clock import Clock
+from tsdb.errors import LimitError, Reason, RejectedError
+from tsdb.index.registry import SeriesRegistry
+from tsdb.labels import Labels
+from tsdb.logs.batch import LogBatch
+from tsdb.logs.frame import DETECTED_LEVEL, gather
+from tsdb.tally import Tally
+
+NO_STREAMS = "error at least one valid stream is required for ingestion"
+LEAD = 64
+"""Bytes before the first line of a batch: a scan for words looks at the byte before each."""
+
+_OTHER_LEVEL = 255
+_WORDS = {
+    "trace": 2, "trc": 2, "debug": 3, "dbg": 3, "info": 4, "inf": 4, "information": 4, "warn": 5, "wrn": 5,
+    "warning": 5, "error": 6, "err": 6, "critical": 7, "fatal": 8,
+}  # fmt: skip
+_SECOND = 1_000_000_000
+
+
+class Streams(Protocol):
+    """What a push needs of a tenant's log store (:class:`tsdb.logs.store.LogStore`)."""
+
+    @property
+    def registry(self) -> SeriesRegistry: ...
+
+    def resolve(self, labels: Labels) -> int: ...
+
+    def append(self, batch: LogBatch) -> Future[int]: ...
+
+
+class NoStreamsError(RejectedError):
+    """A push without any stream: 422."""
+
+
+class RateError(LimitError):
+    """More bytes than the tenant may send: 429, the sender comes again."""
+
+
+@dataclass(slots=True)
+class Refusals:
+    """What is wrong with some entries of a push; the others are kept."""
+
+    reasons: Counter[Reason] = field(default_factory=Counter)
+    messages: dict[str, int] = field(default_factory=dict)
+
+    def add(self, reason: Reason, message: str, count: int = 1) -> None:
+        """Count refused entries."""
+        self.reasons[reason] += count
+        if message in self.messages or len(self.messages) < 10:  # a thousand bad lines need no thousand messages
+            self.messages[message] = self.messages.get(message, 0) + 1
+
+    def text(self) -> str:
+        """Everything that was wrong, "" when nothing was."""
+        return "; ".join(m if n == 1 else f"{n} errors like: {m}" for m, n in self.messages.items())
+
+
+class Spans(NamedTuple):
+    """Where the entries of a push lie in its body.
+
+    Attributes
+    ----------
+    body : uint8, padded
+    streams, ts_ns, line_starts, line_sizes : (n,) of each entry
+    first_pairs, pairs : metadata, as of ``walk_push``
+    """
+
+    body: NDArray[np.uint8]
+    streams: NDArray[np.int32]
+    ts_ns: NDArray[np.int64]
+    line_starts: NDArray[np.int64]
+    line_sizes: NDArray[np.int64]
+    first_pairs: NDArray[np.int64]
+    pairs: NDArray[np.int64]
+
+
+class Received(NamedTuple):
+    """A push on its way into the store; ``future`` is None when no entry was good."""
+
+    entries: int
+    line_bytes: int
+    refusals: Refusals
+    future: Future[int] | None
+
+
+class PushReceiver:
+    """Turns bodies into batches. Thread-safe.
+
+    Parameters
+    ----------
+    clock : says what is too old or ahead
+    tally : counts of what was refused
+    """
+
+    def __init__(self, clock: Clock, tally: Tally, limits: PushLimits | None = None) -> None:
+        self.limits = limits or PushLimits()
+        self._clock = clock
+        self._tally = tally
+        self._local = threading.local()
+        self._rates: dict[str, tuple[float, float]] = {}
+        self._rates_lock = threading.Lock()
+        # Level that the labels of a stream state: by tenant's registry and stream; 0 = look at the line.
+        self._stream_levels: dict[tuple[int, int], int | str] = {}
+
+    # -- bodies
+
+    def protobuf(self, store: Streams, tenant: str, body: bytes) -> Received:
+        """A snappy block of a PushRequest.
+
+        Raises
+        ------
+        RejectedError        nothing of the body was kept
+        UnavailableError     ... because the store cannot take it now
+        """
+        raw = getattr(self._local, "raw", None)
+        if raw is None:
+            raw = np.zeros(PAD_BYTES, np.uint8)
+        raw, size = decompress(body, raw, self.limits.decoded_bytes_max)
+        self._local.raw = raw if len(raw) <= 8 << 20 else None
+        keys = store.registry.keys.arrays()
+        table = (keys.key_bytes, keys.key_offsets, keys.key_lengths, keys.key_refs, keys.slots)
+        counts = np.zeros(3, np.int64)
+        none, none32, flat = np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros((0, 4), np.int64)
+        if kernels.walk_push(
+            raw, size, 0, *table, none, none, none, none32, none, none, none, none, flat, counts
+        ):  # fmt: skip
+            raise RejectedError(Reason.MALFORMED, "malformed protobuf: not a push request")
+        streams, entries, pairs = (int(counts[k]) for k in (STREAMS, ENTRIES, PAIRS))
+        self._check_entries(entries)
+        label_starts, label_ends, refs = (np.empty(streams, np.int64) for _ in range(3))
+        spans = Spans(
+            raw, np.empty(entries, np.int32), np.empty(entries, np.int64), np.empty(entries, np.int64),
+            np.empty(entries, np.int64), np.zeros(entries + 1, np.int64), np.empty((pairs, 4), np.int64),
+        )  # fmt: skip
+        kernels.walk_push(
+            raw, size, 1, *table, label_starts, label_ends, refs, spans.streams, spans.ts_ns, spans.line_starts,
+            spans.line_sizes, spans.first_pairs, spans.pairs, counts,
+        )  # fmt: skip
+        refusals = Refusals()
+        per_stream = np.bincount(spans.streams, minlength=streams)
+        for number in np.flatnonzero(refs == UNKNOWN_STREAM).tolist():
+            key = raw[label_starts[number] : label_ends[number]].tobytes()
+            try:
+                refs[number] = self._resolve(store, parse_labels(key.decode("utf-8", "replace")))
+                store.registry.keys.add(key, int(refs[number]))
+            except RejectedError as error:
+                refusals.add(error.reason, str(error), max(1, int(per_stream[number])))
+        return self._receive(store, tenant, spans, refs, refusals)
+
+    def json(self, store: Streams, tenant: str, body: bytes, *, legacy: bool = False) -> Received:
+        """The JSON form; ``legacy`` allows the shape of ``/api/prom/push`` besides.
+
+        Raises
+        ------
+        RejectedError, UnavailableError        nothing of the body was kept
+        """
+        if len(body) > self.limits.decoded_bytes_max:
+            raise LimitError(Reason.BODY_TOO_LARGE, too_large(len(body), self.limits.decoded_bytes_max))
+        try:
+            streams = _json_streams(orjson.loads(body), legacy=legacy)
+        except orjson.JSONDecodeError as error:
+            raise RejectedError(Reason.MALFORMED, f"invalid JSON: {error}") from None
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            raise RejectedError(Reason.MALFORMED, f"invalid push: {error}") from None
+        self._check_entries(sum(len(entries) for _, entries in streams))
+        refusals = Refusals()
+        refs = np.full(len(streams), UNKNOWN_STREAM, np.int64)
+        for number, (pairs, entries) in enumerate(streams):
+            try:
+                refs[number] = self._resolve(store, pairs)
+            except RejectedError as error:
+                refusals.add(error.reason, str(error), max(1, len(entries)))
+        return self._receive(store, tenant, _spans_of(streams), refs, refusals)
+
+    def _check_entries(self, entries: int) -> None:
+        if entries > self.limits.entries_max:
+            raise LimitError(
+                Reason.BODY_TOO_LARGE,
+                f"a push of {entries:,} entries, the limit is {self.limits.entries_max:,} (limits.logs.entries_max)",
+            )
+
+    # -- streams
+
+    def _resolve(self, store: Streams, pairs: list[tuple[str, str]]) -> int:
+        labels = stream_labels(pairs, self.limits)
+        ref = store.resolve(labels)
+        level = next((value for name in LEVEL_NAMES if (value := labels.get(name))), "")
+        if level and self.limits.detect_level:
+            self._stream_levels[id(store.registry), ref] = _WORDS.get(level.lower(), level)
+        return ref
+
+    # -- entries
+
+    def _receive(
+        self, store: Streams, tenant: str, spans: Spans, refs: NDArray[np.int64], refusals: Refusals
+    ) -> Received:
+        if not len(refs):
+            raise NoStreamsError(Reason.NO_LABELS, NO_STREAMS)
+        entry_refs = refs[spans.streams]
+        good = entry_refs != UNKNOWN_STREAM
+        self._check_times(store, spans, entry_refs, good, refusals)
+        self._check_sizes(store, spans, entry_refs, good, refusals)
+        rows = np.flatnonzero(good)
+        line_bytes = int(spans.line_sizes[rows].sum())
+        self._check_rate(tenant, len(rows), line_bytes)
+        self._tally.add_all(refusals.reasons)
+        if not len(rows):
+            return Received(0, 0, refusals, None)
+        batch = self._batch(store, spans, rows, entry_refs[rows])
+        return Received(len(rows), line_bytes, refusals, store.append(batch))
+
+    def _check_times(
+        self,
+        store: Streams,
+        spans: Spans,
+        refs: NDArray[np.int64],
+        good: NDArray[np.bool_],
+        refusals: Refusals,
+    ) -> None:
+        now_s = self._clock.now_ms() / 1000
+        bounds = (
+            (spans.ts_ns < (now_s - self.limits.age_max_s) * _SECOND, self.limits.age_max_s, Reason.TOO_OLD),
+            (spans.ts_ns > (now_s + self.limits.ahead_max_s) * _SECOND, self.limits.ahead_max_s, Reason.FAR_FUTURE),
+        )
+        for wrong, limit, reason in bounds:
+            wrong &= good
+            if not limit or not wrong.any():
+                continue
+            good &= ~wrong
+            rows = np.flatnonzero(wrong)
+            for row in rows[:10].tolist():
+                stamp = _rfc3339(int(spans.ts_ns[row]) // _SECOND)
+                stream = self._show(store, int(refs[row]))
+                if reason is Reason.TOO_OLD:
+                    oldest = _rfc3339(int(now_s) - limit)
+                    text = (
+                        f"entry for stream '{stream}' has timestamp too old: {stamp}, "
+                        f"oldest acceptable timestamp is: {oldest}"
+                    )
+                else:
+                    text = f"entry for stream '{stream}' has timestamp too new: {stamp}"
+                refusals.add(reason, text)
+            refusals.reasons[reason] += max(0, len(rows) - 10)
+
+    def _check_sizes(
+        self,
+        store: Streams,
+        spans: Spans,
+        refs: NDArray[np.int64],
+        good: NDArray[np.bool_],
+        refusals: Refusals,
+    ) -> None:
+        limits = self.limits
+        wrong = (spans.line_sizes > limits.line_bytes_max) & good
+        for row in np.flatnonzero(wrong).tolist():
+            refusals.add(
+                Reason.LINE_TOO_LONG,
+                f"max entry size '{limits.line_bytes_max}' bytes exceeded for stream "
+                f"'{self._show(store, int(refs[row]))}' while adding an entry with length "
+                f"'{int(spans.line_sizes[row])}' bytes",
+            )
+        good &= ~wrong
+        if not len(spans.pairs):
+            return
+        counts = np.diff(spans.first_pairs)
+        sizes = spans.pairs[:, 1] - spans.pairs[:, 0] + spans.pairs[:, 3] - spans.pairs[:, 2]
+        ends = np.concatenate([[0], np.cumsum(sizes)])
+        per_entry = ends[spans.first_pairs[1:]] - ends[spans.first_pairs[:-1]]
+        wrong = ((per_entry > limits.metadata_bytes_max) | (counts > limits.metadata_pairs_max)) & good
+        for row in np.flatnonzero(wrong).tolist():
+            stream = self._show(store, int(refs[row]))
+            if per_entry[row] > limits.metadata_bytes_max:
+                text = (
+                    f"stream '{stream}' has structured metadata too large: '{int(per_entry[row])}' bytes, "
+                    f"limit: '{limits.metadata_bytes_max}' bytes. Please see `limits.logs.metadata_bytes_max`"
+                )
+            else:
+                text = (
+                    f"stream '{stream}' has too many structured metadata labels: '{int(counts[row])}', "
+                    f"limit: '{limits.metadata_pairs_max}'. Please see `limits.logs.metadata_pairs_max`"
+                )
+            refusals.add(Reason.METADATA_TOO_LARGE, text)
+        good &= ~wrong
+
+    def _check_rate(self, tenant: str, entries: int, line_bytes: int) -> None:
+        rate = self.limits.rate_bytes_max
+        if not rate:
+            return
+        now = self._clock.now_ms() / 1000
+        with self._rates_lock:
+            left, since = self._rates.get(tenant, (10.0 * rate, now))
+            left = min(10.0 * rate, left + (now - since) * rate)
+            if left < min(line_bytes, 10 * rate):
+                raise RateError(
+                    Reason.RATE_LIMITED,
+                    f"ingestion rate limit exceeded for user {tenant} (limit: {rate} bytes/sec) while attempting to "
+                    f"ingest '{entries}' lines totaling '{line_bytes}' bytes, reduce log volume or contact your "
+                    "administrator to see if the limit can be increased (limits.logs.rate_bytes_max)",
+                )
+            self._rates[tenant] = (left - line_bytes, now)
+
+    def _show(self, store: Streams, ref: int) -> str:
+        labels = store.registry.label_table(np.array([ref], np.uint32)).labels(0)
+        return show(list(labels.items()))
+
+    def _batch(self, store: Streams, spans: Spans, rows: NDArray[np.int64], refs: NDArray[np.int64]) -> LogBatch:
+        sizes = spans.line_sizes[rows]
+        starts = spans.line_starts[rows]
+        lead = np.concatenate([[LEAD], sizes])
+        lines = gather(spans.body, np.concatenate([[0], starts]), lead)
+        line_offsets = lines.offsets[1:]
+        n = len(rows)
+        levels = np.zeros(n, np.uint8)
+        meta_offsets, meta = np.zeros(n + 1, np.int64), np.zeros(PAD_BYTES, np.uint8)
+        if len(spans.pairs):
+            room = int((spans.pairs[:, 1] - spans.pairs[:, 0] + spans.pairs[:, 3] - spans.pairs[:, 2] + 2).sum())
+            meta = np.zeros(room + PAD_BYTES, np.uint8)
+            if kernels.pack_metadata(spans.body, spans.pairs, spans.first_pairs, rows, meta, meta_offsets):
+                meta, meta_offsets = _packed_anew(spans, rows)
+        if self.limits.detect_level:
+            others: dict[int, str] = {}
+            if len(spans.pairs):
+                kernels.metadata_levels(spans.body, spans.pairs, spans.first_pairs, rows, levels)
+                others.update(_other_levels(spans, rows, levels))
+            self._levels_of_streams(store, refs, levels, others)
+            levels[list(others)] = 1
+            kernels.detect_levels(lines.data, line_offsets, levels)
+            levels[list(others)] = 0
+            if others:
+                meta, meta_offsets = _with_levels(meta, meta_offsets, others)
+        return LogBatch(refs.astype(np.uint32), spans.ts_ns[rows], line_offsets, lines.data, meta_offsets, meta, levels)
+
+    def _levels_of_streams(
+        self, store: Streams, refs: NDArray[np.int64], levels: NDArray[np.uint8], others: dict[int, str]
+    ) -> None:
+        """What the labels say comes before what the entries say."""
+        if not self._stream_levels:
+            return
+        registry = id(store.registry)
+        for ref in np.unique(refs).tolist():
+            level = self._stream_levels.get((registry, ref))
+            if isinstance(level, int):
+                levels[refs == ref] = level
+            elif level is not None:
+                others.update(dict.fromkeys(np.flatnonzero(refs == ref).tolist(), level))
+
+
+def _rfc3339(seconds: int) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError):
+        return f"{seconds}s"
+
+
+def too_large(size: int, limit: int) -> str:
+    """What senders are told about a body beyond the limit."""
+    return f"request body too large: {size} bytes, limit: {limit} bytes"
+
+
+# -- structured metadata
+
+
+def _pairs_of(spans: Spans, row: int) -> list[tuple[bytes, bytes]]:
+    out = []
+    for a, b, c, d in spans.pairs[spans.first_pairs[row] : spans.first_pairs[row + 1]].tolist():
+        out.append((spans.body[a:b].tobytes(), spans.body[c:d].tobytes()))
+    return out
+
+
+def _join(blobs: Iterable[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    parts = list(blobs)
+    offsets = np.zeros(len(parts) + 1, np.int64)
+    np.cumsum([len(part) for part in parts], out=offsets[1:])
+    return np.frombuffer(b"".join(parts) + bytes(PAD_BYTES), np.uint8), offsets
+
+
+def _packed_anew(spans: Spans, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """As ``pack_metadata``, with what is no UTF-8 replaced (slow path)."""
+
+    def clean(text: bytes) -> bytes:
+        return text.decode("utf-8", "replace").encode() + b"\xff"
+
+    return _join(b"".join(clean(k) + clean(v) for k, v in _pairs_of(spans, row)) for row in rows.tolist())
+
+
+def _other_levels(spans: Spans, rows: NDArray[np.int64], levels: NDArray[np.uint8]) -> dict[int, str]:
+    """Levels that metadata states with a word of their own, by place in ``rows`` (slow path)."""
+    out = {}
+    names = {name.encode() for name in LEVEL_NAMES}
+    for place in np.flatnonzero(levels == _OTHER_LEVEL).tolist():
+        value = next((v for k, v in _pairs_of(spans, int(rows[place])) if k in names), b"")
+        levels[place] = 0
+        if value:
+            out[place] = value.decode("utf-8", "replace")
+    return out
+
+
+def _with_levels(
+    meta: NDArray[np.uint8], offsets: NDArray[np.int64], others: Mapping[int, str]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Structured metadata with a level of its own where ``others`` has one (slow path)."""
+    ends = offsets.tolist()
+
+    def blobs() -> Iterable[bytes]:
+        for place in range(len(ends) - 1):
+            own = meta[ends[place] : ends[place + 1]].tobytes()
+            if place in others:
+                own += f"{DETECTED_LEVEL}\0{others[place]}\0".encode().replace(b"\0", b"\xff")
+            yield own
+
+    return _join(blobs())
+
+
+# -- JSON
+
+Entry = tuple[int, str, Mapping[str, str]]
+
+
+def _json_streams(parsed: Any, *, legacy: bool) -> list[tuple[list[tuple[str, str]], list[Entry]]]:
+    """(label pairs, entries) of each stream; ValueError and its like when the shape is wrong."""
+    out = []
+    for stream in parsed["streams"]:
+        if legacy and "labels" in stream:
+            pairs = parse_labels(stream["labels"])
+            entries = [_legacy_entry(entry) for entry in stream.get("entries") or ()]
+        else:
+            pairs = list(stream["stream"].items())
+            if not all(isinstance(value, str) for _, value in pairs):
+                raise ValueError("label values must be strings")
+            entries = [_entry(values) for values in stream.get("values") or ()]
+        out.append((pairs, entries))
+    return out
+
+
+def _entry(values: Any) -> Entry:
+    if not isinstance(values, list) or not 2 <= len(values) <= 3:
+        raise ValueError("an entry is [timestamp, line] or [timestamp, line, metadata]")
+    stamp, line = values[0], values[1]
+    if not isinstance(stamp, str) or not isinstance(line, str):
+        raise TypeError("timestamp and line must be strings")
+    metadata = values[2] if len(values) == 3 else {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise TypeError("structured metadata must be an object of strings")
+    return _int64(stamp), line, metadata
+
+
+def _legacy_entry(entry: Any) -> Entry:
+    stamp = datetime.fromisoformat(entry.get("ts") or entry["timestamp"])
+    seconds = int(stamp.replace(microsecond=0).timestamp())
+    return seconds * _SECOND + stamp.microsecond * 1000, str(entry["line"]), {}
+
+
+def _int64(text: str) -> int:
+    value = int(text)
+    if not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"timestamp {text} is out of range")
+    return value
+
+
+def _spans_of(streams: list[tuple[list[tuple[str, str]], list[Entry]]]) -> Spans:
+    texts: list[bytes] = [bytes(LEAD)]
+    entry_streams: list[int] = []
+    stamps: list[int] = []
+    places: list[int] = []
+    first_pairs = [0]
+    pairs: list[int] = []  # numbers of texts
+    encode: Callable[[str], bytes] = lambda text: text.encode("utf-8", "replace")  # noqa: E731
+    for number, (_, entries) in enumerate(streams):
+        for stamp, line, metadata in entries:
+            entry_streams.append(number)
+            stamps.append(stamp)
+            places.append(len(texts))
+            texts.append(encode(line))
+            for name, value in metadata.items():
+                pairs += [len(texts), len(texts) + 1]
+                texts += [encode(name), encode(value)]
+            first_pairs.append(len(pairs) // 2)
+    ends = np.cumsum([len(text) for text in texts])
+    starts = np.concatenate([[0], ends[:-1]])
+    lines = np.array(places, np.int64)
+    named = np.array(pairs, np.int64).reshape(-1, 2)
+    bounds = np.stack([starts[named[:, 0]], ends[named[:, 0]], starts[named[:, 1]], ends[named[:, 1]]], axis=1)
+    return Spans(
+        np.frombuffer(b"".join(texts) + bytes(PAD_BYTES), np.uint8),
+        np.array(entry_streams, np.int32),
+        np.array(stamps, np.int64),
+        starts[lines],
+        (ends - starts)[lines],
+        np.array(first_pairs, np.int64),
+        np.ascontiguousarray(bounds, np.int64),
+    )
