@@ -66,37 +66,39 @@ def select_entries(
     filters, shaping = query.stages[:cut], query.stages[cut:]
     kept: list[Batch] = []
     total = 0
+    border_ns: int | None = None  # time of the last line that the answer can hold, as far as we have seen
     for frame in reader.select(query.matchers, start_ns, end_ns, needles=needles_of(query.stages), backward=backward):
         check_time()
+        if border_ns is not None:
+            frame = frame.take(_within(frame.ts_ns, border_ns, backward))
         scanned.lines += len(frame)
         batch = Batch(frame, None)
         run_stages(batch, filters, now_ns)
         if len(batch):
+            scanned.lines_kept += len(batch)
             kept.append(batch)
             total += len(batch)
-        if total >= limit:
-            frontier = frame.frontier_ns
-            beyond = sum(int(np.count_nonzero(_beyond(b.frame.ts_ns, frontier, backward))) for b in kept)
-            if beyond >= limit:
-                break
-            if total > 4 * limit + 8192:
-                total = _compact(kept, limit, backward)
-    scanned.lines_kept += total
+            if total >= limit:
+                border_ns = _prune(kept, limit, backward)
+                total = sum(map(len, kept))
+        if border_ns is not None and (border_ns > frame.frontier_ns if backward else border_ns < frame.frontier_ns):
+            break
     return _answer(kept, limit, shaping, backward, now_ns)
 
 
-def _beyond(ts_ns: NDArray[np.int64], frontier_ns: int, backward: bool) -> NDArray[np.bool_]:
-    return ts_ns > frontier_ns if backward else ts_ns < frontier_ns
+def _within(ts_ns: NDArray[np.int64], border_ns: int, backward: bool) -> NDArray[np.bool_]:
+    return ts_ns >= border_ns if backward else ts_ns <= border_ns
 
 
-def _compact(kept: list[Batch], limit: int, backward: bool) -> int:
-    """Let go of lines that are no longer among the first ``limit``; how many are left."""
+def _prune(kept: list[Batch], limit: int, backward: bool) -> int:
+    """Let go of lines that are not among the first ``limit``; the time of the last one that is."""
     times = np.concatenate([batch.frame.ts_ns for batch in kept])
-    border = np.partition(times, -limit if backward else limit - 1)[-limit if backward else limit - 1]
+    place = len(times) - limit if backward else limit - 1
+    border_ns = int(np.partition(times, place)[place])
     for batch in kept:
-        batch.take(batch.frame.ts_ns >= border if backward else batch.frame.ts_ns <= border)
+        batch.take(_within(batch.frame.ts_ns, border_ns, backward))
     kept[:] = [batch for batch in kept if len(batch)]
-    return sum(map(len, kept))
+    return border_ns
 
 
 def _answer(
