@@ -29,6 +29,7 @@ from tsdb.errors import MeshpulseError
 log = structlog.get_logger(__name__)
 
 _CHALLENGE = ((b"www-authenticate", b'Bearer realm="meshpulse"'),)
+_NOT_FOUND = Refusal(404, "404 page not found")
 _RETRY = ((b"retry-after", b"1"),)
 
 
@@ -62,7 +63,7 @@ class Gateway:
                 return
             await self._find(scope["path"])(scope, receive, send)
         elif scope["type"] == "websocket":
-            await self._refuse_websocket(scope, receive, send)
+            await self._refuse_websocket(self._guard.refuse(scope) or _NOT_FOUND, scope, send)
 
     def _without_prefix(self, scope: Scope) -> Scope:
         """The scope as if the client had not written ``server.route_prefix``; paths without it work as well."""
@@ -92,12 +93,13 @@ class Gateway:
     async def _unready(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         await answer(send, 503, f"Service Unavailable: {self._progress.describe()}\n".encode(), headers=_RETRY)
 
-    async def _refuse_websocket(self, scope: Scope, _receive: Receive, send: Send) -> None:
+    @staticmethod
+    async def _refuse_websocket(refusal: Refusal, scope: Scope, send: Send) -> None:
         """Deny before the upgrade: a bare close would become 403."""
         if "websocket.http.response" in scope.get("extensions", {}):
             headers = [(b"content-type", b"text/plain; charset=utf-8")]
-            await send({"type": "websocket.http.response.start", "status": 404, "headers": headers})
-            await send({"type": "websocket.http.response.body", "body": b"404 page not found\n"})
+            await send({"type": "websocket.http.response.start", "status": refusal.status, "headers": headers})
+            await send({"type": "websocket.http.response.body", "body": f"{refusal.text}\n".encode()})
         else:
             await send({"type": "websocket.close", "code": 1000})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,25 @@ def test_the_gateway_refuses_before_it_looks(tmp_path: Path) -> None:
     page = call(gateway, "GET", "/metrics", {"Authorization": f"Bearer {SECRETS['reader']}"}).body.decode()
     assert 'meshpulse_rejected_total{reason="unauthenticated"} 1.0' in page
     assert 'meshpulse_rejected_total{reason="forbidden"} 1.0' in page
+
+
+def test_a_websocket_needs_a_token_too(tmp_path: Path) -> None:
+    progress = Progress()
+    runtime = Runtime(parse_config("", {"storage": {"path": tmp_path}}), progress)
+    gateway = Gateway(progress, create_pages(runtime), Guard(TOKENS, runtime.tally))
+
+    def answered(name: str) -> int:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        authorization = f"Bearer {SECRETS.get(name, 'nobody')}".encode()
+        request = {"type": "websocket", "path": "/loki/api/v1/tail", "extensions": {"websocket.http.response": {}}}
+        asyncio.run(gateway(request | {"headers": [(b"authorization", authorization)]}, send, send))
+        return int(sent[0]["status"])
+
+    assert (answered("nobody"), answered("writer"), answered("reader")) == (401, 403, 404)
 
 
 # The configuration
