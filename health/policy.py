@@ -65,7 +65,7 @@ class ErrorRule:
     exact_p: float = 3e-5
     wilson_z: float = 3.29
     wilson_floor: float = 0.005
-    sure_share: float = 0.5
+    sure_share: float = 0.6
     consecutive: int = 2
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -310,3 +312,22 @@ def test_two_of_nine_equal_outliers_escape_envoys_rule():
     found = signals(counts(k, n), counts(k, n, 60))
     assert judge(found, policy=Policy(rule=Rule.ENVOY)).flagged == ()
     assert set(judge(found).flagged) == {0, 1}
+
+
+def test_what_a_real_envoy_decided():
+    """Eight sweeps of Envoy 1.40.0 with its default volumes, hosts, stdev factor and threshold (record_envoy.py)."""
+    trace = json.loads((Path(__file__).parent / "data/envoy_outliers.json").read_text())
+    rule = EnvoyRule()
+    decided = set()
+    for sweep in trace["sweeps"]:
+        counted = np.array(sweep["hosts"], dtype=float)[None]
+        by_success, by_percentage, thresholds = envoy_flags(counted[:, :, 0], counted[:, :, 1], rule)
+        told = {(event["type"], event["host"]) for event in sweep["events"]}
+        ours = {("SUCCESS_RATE", h) for h in np.flatnonzero(by_success[0]).tolist()}
+        ours |= {("FAILURE_PERCENTAGE", h) for h in np.flatnonzero(by_percentage[0]).tolist()}
+        assert ours == told
+        decided |= {kind for kind, _ in told}
+        for event in sweep["events"]:
+            if event["type"] == "SUCCESS_RATE":  # whole numbers in the event log
+                assert event["cluster_success_rate_ejection_threshold"] == int(thresholds[0])
+    assert decided == {"SUCCESS_RATE", "FAILURE_PERCENTAGE"}
