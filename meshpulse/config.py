@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,14 +16,24 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from health.adapters.file_eds import parse_file
+from health.mapping import DEFAULT_MAPPINGS, parse_mapping
+from health.policy_text import parse_policy
+from health.topology import parse_source
 from ingest.limits import WriteLimits
+from ingest.logs.limits import PushLimits
 from meshpulse.auth import Role, Token
 from query.limits import QueryLimits
+from tsdb.db import DEFAULT_TENANT
 from tsdb.limits import SeriesLimits, TimeLimits
+from tsdb.logs.buffer import BATCH_ROWS_MAX
+from tsdb.logs.store import LogLimits
+from tsdb.tenant import FAILOVER_MS
 from tsdb.wal.log import QUEUE_BYTES_MAX, SEGMENT_BYTES, SyncMode
 
 _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000, "y": 31_536_000_000}
@@ -218,12 +228,35 @@ class QueryLimitsConfig(Section):
     memory_bytes_max: Size = QueryLimits().memory_bytes_max
 
 
+class LogLimitsConfig(Section):
+    """What pushed log lines may be."""
+
+    streams_max: int = LogLimits().streams_max
+    body_bytes_max: Size = PushLimits().body_bytes_max
+    decoded_bytes_max: Size = PushLimits().decoded_bytes_max
+    entries_max: int = Field(default=PushLimits().entries_max, ge=1, le=BATCH_ROWS_MAX)
+    requests_max: int = Field(default=PushLimits().requests_max, ge=1)
+    inflight_bytes_max: Size = PushLimits().inflight_bytes_max
+    line_bytes_max: Size = PushLimits().line_bytes_max
+    labels_max: int = PushLimits().labels_max
+    label_name_bytes_max: Size = PushLimits().label_name_bytes_max
+    label_value_bytes_max: Size = PushLimits().label_value_bytes_max
+    metadata_bytes_max: Size = PushLimits().metadata_bytes_max
+    metadata_pairs_max: int = PushLimits().metadata_pairs_max
+    age_max: Duration = timedelta(seconds=PushLimits().age_max_s)
+    ahead_max: Duration = timedelta(seconds=PushLimits().ahead_max_s)
+    rate_bytes_max: Size = PushLimits().rate_bytes_max
+    discover_service_name: bool = True
+    detect_level: bool = True
+
+
 class LimitsConfig(Section):
     """Everything that is refused above a number."""
 
     series: SeriesLimitsConfig = SeriesLimitsConfig()
     ingest: IngestLimitsConfig = IngestLimitsConfig()
     query: QueryLimitsConfig = QueryLimitsConfig()
+    logs: LogLimitsConfig = LogLimitsConfig()
 
 
 class TenantConfig(Section):
@@ -243,6 +276,20 @@ class TenantsConfig(Section):
     auto_create: bool = False
     max: int = Field(default=100, ge=1)
     overrides: dict[str, TenantConfig] = {}
+
+
+class HaConfig(Section):
+    """Pairs of senders that send the same series but for one label."""
+
+    cluster_label: str = ""
+    replica_label: str = ""
+    failover_timeout: Duration = timedelta(milliseconds=FAILOVER_MS)
+
+    @model_validator(mode="after")
+    def _both(self) -> HaConfig:
+        if bool(self.cluster_label) != bool(self.replica_label):
+            raise ValueError("cluster_label and replica_label belong together")
+        return self
 
 
 class OtlpConfig(Section):
@@ -268,6 +315,44 @@ class QueryConfig(Section):
     default_step: Duration = timedelta(milliseconds=QueryLimits().default_step_ms)
     workers: int = Field(default=QueryLimits().workers, ge=1)
     log_file: Path | None = None
+
+
+class HealthConfig(Section):
+    """Judging endpoints by what proxies report; the lists are read by ``health/`` (docs/health.md)."""
+
+    enabled: bool = True
+    tenant: str = DEFAULT_TENANT
+    interval: Duration = timedelta(seconds=1)
+    mappings: list[Any] = list(DEFAULT_MAPPINGS)
+    policies: list[Any] = []
+    topology: list[Any] = []
+    topology_interval: Duration = timedelta(seconds=10)
+    file_eds: list[Any] = []
+    write_series: bool = True
+    write_interval: Duration = timedelta(seconds=5)
+
+    @field_validator("interval", "topology_interval", "write_interval")
+    @classmethod
+    def _not_too_short(cls, value: timedelta) -> timedelta:
+        if value < timedelta(milliseconds=100):
+            raise ValueError("must be at least 100ms")
+        return value
+
+    @field_validator("mappings", "policies", "topology", "file_eds")
+    @classmethod
+    def _readable(cls, value: list[Any], info: ValidationInfo) -> list[Any]:
+        parse: dict[str, Callable[[object], object]] = {
+            "mappings": parse_mapping,
+            "policies": parse_policy,
+            "topology": parse_source,
+            "file_eds": parse_file,
+        }
+        for i, entry in enumerate(value):
+            try:
+                parse[str(info.field_name)](entry)
+            except ValueError as error:
+                raise ValueError(f"[{i}] {error}") from None
+        return value
 
 
 class LogConfig(Section):
@@ -317,8 +402,10 @@ class Config(Section):
     wal: WalConfig = WalConfig()
     limits: LimitsConfig = LimitsConfig()
     tenants: TenantsConfig = TenantsConfig()
+    ha: HaConfig = HaConfig()
     otlp: OtlpConfig = OtlpConfig()
     query: QueryConfig = QueryConfig()
+    health: HealthConfig = HealthConfig()
     log: LogConfig = LogConfig()
     scrape_configs: list[ScrapeConfig] = []
 

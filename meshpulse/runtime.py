@@ -14,15 +14,20 @@ import structlog
 from ingest.api import Endpoint, OtlpEndpoint, PushApi, RemoteWriteEndpoint, TextImportEndpoint
 from ingest.import_text import TextImporter
 from ingest.limits import WriteLimits
+from ingest.logs.api import LokiPushApi
+from ingest.logs.limits import PushLimits
+from ingest.logs.push import PushReceiver
 from ingest.otlp import OtlpReceiver
 from ingest.reception import SampleWriter
 from ingest.remote_write import RemoteWriteReceiver
 from ingest.remote_write_v2 import RemoteWriteV2Receiver
+from ingest.replicas import ReplicaLabels
 from meshpulse.admin import AdminApi
 from meshpulse.asgi import App
 from meshpulse.bar import kernel_bar
 from meshpulse.config import Config, milliseconds
 from meshpulse.exemplars import ExemplarReader
+from meshpulse.health import HealthParts, build_health
 from meshpulse.query_log import QueryLog
 from meshpulse.startup import Phase, Progress
 from meshpulse.status import Status
@@ -38,7 +43,7 @@ from query.loki_endpoints import PREFIX as LOKI_PREFIX
 from tsdb.clock import Clock, SystemClock
 from tsdb.db import DEFAULT_TENANT, TSDB, StoreConfig, StoreStats, TenantConfig
 from tsdb.limits import SeriesLimits, TimeLimits
-from tsdb.logs.store import LogStore
+from tsdb.logs.store import LogLimits, LogStore
 from tsdb.tally import Tally
 from tsdb.tenant import Metadata
 from tsdb.wal.log import LogStats
@@ -69,6 +74,8 @@ def store_config(config: Config) -> StoreConfig:
         min_free_fraction=storage.free_fraction_min,
         series=SeriesLimits(**series.model_dump()),
         time=time_limits(config),
+        failover_ms=milliseconds(config.ha.failover_timeout),
+        logs=log_limits(config),
     )
 
 
@@ -81,6 +88,12 @@ def tenant_configs(config: Config) -> Mapping[str, TenantConfig]:
         retention = None if entry.retention is None else milliseconds(entry.retention)
         tenants[name] = TenantConfig(series, retention)
     return tenants
+
+
+def replica_labels(config: Config) -> ReplicaLabels | None:
+    """The labels of pairs of senders, if there are pairs."""
+    ha = config.ha
+    return ReplicaLabels(ha.cluster_label.encode(), ha.replica_label.encode()) if ha.replica_label else None
 
 
 def time_limits(config: Config) -> TimeLimits:
@@ -140,6 +153,18 @@ def write_limits(config: Config) -> WriteLimits:
     )
 
 
+def log_limits(config: Config) -> LogLimits:
+    """How the log store of a tenant keeps its entries."""
+    return LogLimits(config.limits.logs.streams_max, retention_ms=milliseconds(config.storage.retention))
+
+
+def push_limits(config: Config) -> PushLimits:
+    """What one log push may be."""
+    limits = config.limits.logs.model_dump(exclude={"streams_max", "age_max", "ahead_max"})
+    ages = (config.limits.logs.age_max, config.limits.logs.ahead_max)
+    return PushLimits(**limits, age_max_s=int(ages[0].total_seconds()), ahead_max_s=int(ages[1].total_seconds()))
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """Everything that exists once the program is ready."""
@@ -151,8 +176,10 @@ class Parts:
     query_api: QueryApi
     log_engine: LogEngine
     loki_api: LokiApi
+    loki_push_api: LokiPushApi
     admin_api: AdminApi
     scraper: Scraper | None
+    health: HealthParts | None
     executors: tuple[ThreadPoolExecutor, ...]
 
 
@@ -211,14 +238,22 @@ class Runtime:
             query_api=QueryApi(engine, db.find, query_threads, self._providers(db, scraper), self._clock),
             log_engine=log_engine,
             loki_api=self._loki_api(db, log_engine, query_threads),
+            loki_push_api=LokiPushApi(
+                lambda name: db.tenant(name).logs,
+                PushReceiver(self._clock, self.tally, push_limits(self.config)),
+                parse_threads,
+                self.tally,
+            ),
             admin_api=AdminApi(db, enabled=self.config.server.admin_api),
             scraper=scraper,
+            health=build_health(self.config, db, self._clock),
             executors=(parse_threads, query_threads, scrape_threads),
         )
 
     def _push_api(self, db: TSDB, writer: SampleWriter, otlp: OtlpReceiver, executor: Executor) -> PushApi:
         limits = write_limits(self.config)
-        v1, v2 = RemoteWriteReceiver(writer, limits), RemoteWriteV2Receiver(writer, limits)
+        pairs = replica_labels(self.config)
+        v1, v2 = RemoteWriteReceiver(writer, limits, pairs), RemoteWriteV2Receiver(writer, limits, pairs)
         endpoints: dict[str, Endpoint] = {
             "/api/v1/write": RemoteWriteEndpoint(v1.receive, v2.receive),
             "/api/v1/import/prometheus": TextImportEndpoint(TextImporter(writer, limits)),
@@ -270,19 +305,31 @@ class Runtime:
         assert self.parts is not None
         query_api = self.parts.query_api
         outside = {path: query_api for path in query_api.paths if not path.startswith(PREFIX)}
-        pushes = dict.fromkeys(self.parts.push_api.paths, self.parts.push_api)
-        return {**pushes, **outside, **self.parts.admin_api.routes()}, {
+        pushes: dict[str, App] = dict.fromkeys(self.parts.push_api.paths, self.parts.push_api)
+        pushes |= dict.fromkeys(self.parts.loki_push_api.paths, self.parts.loki_push_api)
+        exact, prefixes = self.parts.health.routes() if self.parts.health else ({}, {})
+        return {**pushes, **outside, **self.parts.admin_api.routes(), **exact}, {
+            **prefixes,
             PREFIX: query_api,
             LOKI_PREFIX: self.parts.loki_api,
         }
 
-    def start_scraping(self) -> None:
-        """Begin the scrape loops; called on the event loop."""
+    def start_loops(self) -> None:
+        """Begin to scrape and to judge endpoints; called on the event loop."""
         if self.parts and self.parts.scraper:
             self.parts.scraper.start()
+        if self.parts and self.parts.health:
+            self.parts.health.runner.start()
 
-    async def stop_scraping(self) -> None:
-        """End the scrape loops; without stale markers, so that a quick restart leaves no gap."""
+    def release_waiters(self) -> None:
+        """Answer requests that are held until something changes: the program ends. On the event loop."""
+        if self.parts and self.parts.health:
+            self.parts.health.runner.health.board.close()
+
+    async def stop_loops(self) -> None:
+        """End what :meth:`start_loops` began; without stale markers, so that a quick restart leaves no gap."""
+        if self.parts and self.parts.health:
+            await self.parts.health.close()
         if self.parts and self.parts.scraper:
             await self.parts.scraper.close(mark_stale=False)
 

@@ -187,6 +187,7 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
         server.force_exit = server.should_exit  # told twice: do not wait for open requests
         server.should_exit = True
         progress.stopping.set()
+        runtime.release_waiters()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number.name)
@@ -201,7 +202,7 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
         for path in push_api.paths:
             target = Target(path, push_api.serve, guard.refuse)
             direct.targets.update({path: target, config.server.route_prefix + path: target})
-        runtime.start_scraping()
+        runtime.start_loops()
         progress.enter(Phase.READY)
         log.info("ready", warm_seconds=_ms(progress.warm_seconds), replay_seconds=_ms(progress.replay_seconds))
 
@@ -240,7 +241,7 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
     if otlp:
         await otlp.stop(config.server.drain.total_seconds())
     failed = progress.phase is Phase.FAILED
-    await runtime.stop_scraping()
+    await runtime.stop_loops()
     await asyncio.to_thread(opener.join, config.server.drain.total_seconds())
     if opener.is_alive():
         log.warning("ending while the log is still being replayed")

@@ -1,0 +1,76 @@
+"""The runtime's part that judges endpoints: the loop, its API and its adapters, from the configuration."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from health.adapters.file_eds import FileEds, parse_file
+from health.adapters.rest_eds import PATH as EDS_PATH
+from health.adapters.rest_eds import RestEds
+from health.api import PREFIX, HealthApi
+from health.journal import Journal
+from health.lease import ActuatorLease
+from health.loop import HealthLoop, LoopSettings
+from health.mapping import parse_mapping
+from health.policy_text import parse_policy
+from health.runner import HealthRunner
+from health.series import VerdictWriter
+from health.topology import parse_source
+from meshpulse.asgi import App
+from meshpulse.config import Config, milliseconds
+from tsdb.clock import Clock
+from tsdb.db import TSDB
+
+
+@dataclass(frozen=True, slots=True)
+class HealthParts:
+    """What exists when ``health.enabled``."""
+
+    runner: HealthRunner
+    api: HealthApi
+    eds: RestEds
+    files: FileEds
+    executors: tuple[ThreadPoolExecutor, ...]
+
+    def routes(self) -> tuple[Mapping[str, App], Mapping[str, App]]:
+        """By exact path, and by prefix."""
+        return {EDS_PATH: self.eds}, {PREFIX: self.api}
+
+    async def close(self) -> None:
+        """Answer those who wait, end the ticks, let files show every endpoint as usable."""
+        await self.runner.close()
+        await asyncio.to_thread(self.files.close)
+        for executor in self.executors:
+            executor.shutdown()
+
+
+def build_health(config: Config, db: TSDB, clock: Clock) -> HealthParts | None:
+    """Build the parts; None when they are not wanted."""
+    wanted = config.health
+    if not wanted.enabled:
+        return None
+    tenant = db.tenant(wanted.tenant)
+    settings = LoopSettings(
+        mappings=tuple(parse_mapping(data) for data in wanted.mappings),
+        policies={policy.name: policy for policy in (parse_policy(data) for data in wanted.policies)},
+    )
+    writer = VerdictWriter(tenant, milliseconds(wanted.write_interval)) if wanted.write_series else None
+    journal = Journal(config.storage.path / "health")
+    loop = HealthLoop(tenant, settings, journal, clock.now_ms(), writer)
+    ticking, beside = ThreadPoolExecutor(1, "health"), ThreadPoolExecutor(2, "topology")
+    runner = HealthRunner(
+        loop,
+        clock,
+        milliseconds(wanted.interval),
+        ticking,
+        beside,
+        [parse_source(data) for data in wanted.topology],
+        milliseconds(wanted.topology_interval),
+        ActuatorLease(db.store),
+    )
+    files = FileEds(loop, runner.lease, [parse_file(data) for data in wanted.file_eds])
+    runner.followers.append(files)
+    return HealthParts(runner, HealthApi(runner), RestEds(runner), files, (ticking, beside))
