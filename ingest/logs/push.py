@@ -21,13 +21,13 @@ from ingest.kernels import loki as kernels
 from ingest.kernels.loki import ENTRIES, LEVEL_NAMES, PAIRS, STREAMS, UNKNOWN_STREAM
 from ingest.logs.labels import parse_labels, show, stream_labels
 from ingest.logs.limits import PushLimits
-from ingest.snappy import PAD_BYTES, decompress
+from ingest.snappy import decompress
 from tsdb.clock import Clock
 from tsdb.errors import LimitError, Reason, RejectedError
 from tsdb.index.registry import SeriesRegistry
 from tsdb.labels import Labels
 from tsdb.logs.batch import LogBatch
-from tsdb.logs.frame import DETECTED_LEVEL, gather
+from tsdb.logs.frame import DETECTED_LEVEL, PAD_BYTES, gather
 from tsdb.tally import Tally
 
 NO_STREAMS = "error at least one valid stream is required for ingestion"
