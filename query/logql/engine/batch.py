@@ -147,6 +147,10 @@ class Batch:
             return Values.absent(len(self))
         return self._stored(name)
 
+    def pending(self) -> dict[str, str]:
+        """Label -> stored field that nobody has read yet."""
+        return dict(self._fields)
+
     def numbers(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
         """(values, present) of a stored field that was kept as numbers; None = only its texts are known."""
         field = self._fields.get(name)

@@ -10,8 +10,12 @@ from numpy.typing import NDArray
 
 from query.logql.ast import LogQuery, Stage
 from query.logql.engine.batch import Batch, Origin
+from query.logql.engine.parse_fields import read_pending
 from query.logql.engine.stages import is_filter, needles_of, run_stages
 from tsdb.logs.frame import LogReader
+
+COLUMNS_ROWS_MIN = 1000
+"""Lines of a batch from which reading each field as a column is cheaper than finding all of them in the lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,8 @@ def _answer(
 def _rows(batch: Batch) -> tuple[list[tuple[tuple[str, str], ...]], list[Entry]]:
     """Stream labels and entry of every line of a batch."""
     parts: dict[Origin, list[tuple[str, list[str]]]] = {origin: [] for origin in Origin}
+    if len(batch) < COLUMNS_ROWS_MIN:
+        read_pending(batch)
     stored = batch.stored_names()
     for name in batch.names():
         origin = batch.origins.get(name, stored.get(name, Origin.PARSED))

@@ -97,12 +97,33 @@ def field_values(lines: Texts, fields: Fields, chosen: NDArray[np.bool_], n: int
     return Values.of_texts(gather(lines.data, starts, lengths), present, escaped=escaped)
 
 
+def read_pending(batch: Batch) -> None:
+    """Read all stored fields that are still to be read from the lines: for few lines cheaper than as many columns."""
+    pending = batch.pending()
+    if not pending:
+        return
+    lines = batch.frame.lines()
+    if not batch.rewritten:
+        batch.set_lines(lines)  # they are asked for next
+    fields = find_fields(lines, json_fields if batch.frame.format == Format.JSON else logfmt_fields)
+    numbers: dict[str, list[int]] = {}
+    for number, path in enumerate(fields.paths):
+        numbers.setdefault("_".join(path), []).append(number)
+    for label, name in pending.items():
+        batch.set(label, field_values(lines, fields, _chosen(fields, numbers.get(name, [-1])), len(batch)))
+
+
 def _labels(fields: Fields) -> Iterator[tuple[str, list[int]]]:
     """Label name -> numbers of the names that become it."""
     found: dict[str, list[int]] = {}
     for number, path in enumerate(fields.paths):
         found.setdefault("_".join(map(label_name, path)), []).append(number)
     yield from found.items()
+
+
+def _chosen(fields: Fields, numbers: list[int]) -> NDArray[np.bool_]:
+    """Fields with any of some names."""
+    return fields.names == numbers[0] if len(numbers) == 1 else np.isin(fields.names, numbers)
 
 
 def _set_fields(batch: Batch, fields: Fields) -> None:
@@ -114,8 +135,7 @@ def _set_fields(batch: Batch, fields: Fields) -> None:
         target = batch.parsed_name(name)
         if not batch.wants(target):
             continue
-        chosen = np.isin(fields.names, numbers) if len(numbers) > 1 else fields.names == numbers[0]
-        values = field_values(lines, fields, chosen, len(batch))
+        values = field_values(lines, fields, _chosen(fields, numbers), len(batch))
         batch.set_where(target, values.present, values)
 
 
