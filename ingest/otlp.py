@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ingest.exemplars import Exemplar, keep_exemplars
 from ingest.kernels import otlp as kernels
+from ingest.kernels.snappy import PAD_BYTES
 from ingest.limits import WriteLimits
 from ingest.otlp_points import (
     Metric,
@@ -30,7 +31,6 @@ from ingest.otlp_points import (
     read_resource,
 )
 from ingest.reception import Reception, Refusals, SampleWriter, labels_text
-from ingest.snappy import PAD_BYTES
 from ingest.store import Metadata, Tenant
 from tsdb.arena import Arena
 from tsdb.batch import SampleBatch

@@ -15,6 +15,7 @@ from tsdb.clock import Clock
 from tsdb.errors import Reason
 from tsdb.index.registry import SeriesRegistry
 from tsdb.limits import TimeLimits
+from tsdb.replicas import ReplicaSource
 from tsdb.tally import Tally
 
 REASON_TEXTS = {
@@ -132,6 +133,7 @@ class SampleWriter:
         newest_ms: int,
         unsorted: bool,
         metadata: Sequence[Metadata] = (),
+        source: ReplicaSource | None = None,
     ) -> Reception:
         """Log and store the samples of one request.
 
@@ -143,6 +145,7 @@ class SampleWriter:
         newest_ms : no sample is later
         unsorted : whether times within a series may descend
         metadata : of families, kept too
+        source : who of a pair of senders it is
 
         Raises
         ------
@@ -166,7 +169,7 @@ class SampleWriter:
         if metadata:
             tenant.put_metadata(metadata)
         if len(refs):
-            reception.future = tenant.append(batch)
+            reception.future = tenant.append(batch, source)
         if refusals.counts:
             self.tally.add_all(refusals.counts)
         return reception

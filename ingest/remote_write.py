@@ -19,12 +19,14 @@ from ingest.kernels.exemplars import FOUND_COLUMNS, find_exemplars
 from ingest.kernels.snappy import PAD_BYTES
 from ingest.limits import WriteLimits
 from ingest.reception import EXAMPLE_CHARS, Reception, Refusals, SampleWriter, labels_text
+from ingest.replicas import LabelSpans, ReplicaLabels, first_message
 from ingest.snappy import decompress
 from ingest.store import Metadata, Tenant
 from ingest.wire import fields
 from tsdb.batch import SampleBatch
 from tsdb.errors import LimitError, Reason, RejectedError
 from tsdb.index.registry import REJECT_CODES, SeriesRegistry
+from tsdb.replicas import ReplicaSource
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +65,15 @@ class RemoteWriteReceiver:
     ----------
     writer : hands samples to the store
     limits : what one request may be
+    pairs : labels of pairs of senders; None = there are none
     """
 
-    def __init__(self, writer: SampleWriter, limits: WriteLimits | None = None) -> None:
+    def __init__(
+        self, writer: SampleWriter, limits: WriteLimits | None = None, pairs: ReplicaLabels | None = None
+    ) -> None:
         self._writer = writer
         self._limits = limits or WriteLimits()
+        self._pairs = pairs
         self._scratch = Spares(_Scratch)
         self._warned_native = False
 
@@ -150,6 +156,7 @@ class RemoteWriteReceiver:
             keep = self._resolve(tenant.registry, facts[kernels.FACT_MISSES], refs, refusals, scratch)
         if facts[kernels.FACT_HISTOGRAMS]:
             self._refuse_histograms(facts, refusals, scratch)
+        source = self._source(scratch.raw, size) if self._pairs else None
         reception = self._writer.write(
             tenant,
             SampleBatch(refs, ts_ms, bits),
@@ -159,20 +166,29 @@ class RemoteWriteReceiver:
             newest_ms=facts[kernels.FACT_NEWEST_MS],
             unsorted=bool(facts[kernels.FACT_UNSORTED]),
             metadata=entries,
+            source=source,
         )
-        if facts[kernels.FACT_EXEMPLARS]:
+        if facts[kernels.FACT_EXEMPLARS] and (source is None or tenant.replicas.would_keep(source)):
             rows = _exemplars(tenant.registry, scratch.raw, size, facts[kernels.FACT_EXEMPLARS])
             keep_exemplars(tenant.exemplars, rows, self._writer.tally)
         return reception
 
-    @staticmethod
+    def _source(self, raw: NDArray[np.uint8], size: int) -> ReplicaSource | None:
+        """Who sends, by the labels of the first series: a sender puts its own on all of them."""
+        assert self._pairs is not None
+        labels = map(_label, _submessages(first_message(raw, size, 1), 1))
+        return self._pairs.source(labels, self._writer.clock.now_ms())
+
     def _resolve(
-        registry: SeriesRegistry, count: int, refs: NDArray[np.uint32], refusals: Refusals, scratch: _Scratch
+        self, registry: SeriesRegistry, count: int, refs: NDArray[np.uint32], refusals: Refusals, scratch: _Scratch
     ) -> NDArray[np.bool_] | None:
         """Find or create the missed series, fill in their refs; which samples stay, None = all."""
         misses = scratch.misses[:count]
         offsets, spans = label_ranges(scratch.raw, misses)
-        found = registry.resolve_spans(scratch.raw, offsets, *spans)
+        asked = LabelSpans(offsets, *spans)
+        if self._pairs:
+            asked = asked.without_replica(scratch.raw, self._pairs)
+        found = registry.resolve_spans(scratch.raw, *asked)
         ends = misses[:, kernels.MISS_KEY_END]
         as_key = (found >= 0) & (ends >= 0)
         begins = misses[:, kernels.MISS_KEY_BEGIN]

@@ -6,6 +6,7 @@ changed and exemplars.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import struct
 import threading
@@ -22,6 +23,7 @@ from ingest.kernels.snappy import PAD_BYTES
 from ingest.limits import WriteLimits
 from ingest.reception import EXAMPLE_CHARS, Reception, Refusals, SampleWriter, labels_text, series_text
 from ingest.remote_write import METADATA_TYPES
+from ingest.replicas import LabelSpans, ReplicaLabels, first_message
 from ingest.snappy import decompress
 from ingest.store import Metadata, Tenant
 from ingest.wire import fields, packed_varints
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _KEYS_MAX = SPELLINGS_PER_SERIES << 21
 _KEY_BYTES_MAX = 4 << 30  # address space
+_REPLICAS_MAX = 10_000
 _KEPT_BYTES_MAX = 8 << 20  # a thread keeps its buffers below this; a larger body gets its own
 _SUFFIXES = {"histogram": ("_bucket", "_count", "_sum"), "summary": ("_count", "_sum")}
 
@@ -48,11 +51,13 @@ class Spellings:
     keys : runs of symbols -> series
     next_symbols : (symbols,) uint32      symbol that followed last time
     metadata : (keys,) uint32             hash of what was last said about a series
+    replicas : names of senders of pairs that have a symbol
     """
 
-    __slots__ = ("keys", "metadata", "next_symbols")
+    __slots__ = ("keys", "metadata", "next_symbols", "replicas")
 
     def __init__(self) -> None:
+        self.replicas: set[bytes] = set()
         self.keys = KeyTable(_KEYS_MAX, _KEY_BYTES_MAX)
         self.next_symbols: NDArray[np.uint32] = Arena(np.uint32, SYMBOLS_MAX).array
         self.metadata: NDArray[np.uint32] = Arena(np.uint32, _KEYS_MAX + 1).array
@@ -94,11 +99,15 @@ class RemoteWriteV2Receiver:
     ----------
     writer : hands samples to the store
     limits : what one request may be
+    pairs : labels of pairs of senders; None = there are none
     """
 
-    def __init__(self, writer: SampleWriter, limits: WriteLimits | None = None) -> None:
+    def __init__(
+        self, writer: SampleWriter, limits: WriteLimits | None = None, pairs: ReplicaLabels | None = None
+    ) -> None:
         self._writer = writer
         self._limits = limits or WriteLimits()
+        self._pairs = pairs
         self._scratch = Spares(_Scratch)
         self._spellings: weakref.WeakKeyDictionary[SeriesRegistry, Spellings] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -143,6 +152,10 @@ class RemoteWriteV2Receiver:
             shown = _ranges(facts, kernels.FACT_EMPTY_RANGES, facts[kernels.FACT_EMPTY_SERIES])
             refusals.add(Reason.NO_SAMPLES, facts[kernels.FACT_EMPTY_SERIES], map(texts.series, shown))
         said = scratch.metadata[: facts[kernels.FACT_METADATA]]
+        source = None
+        if self._pairs:  # the first series tells: a sender puts its labels on all of them
+            first = texts.pairs(first_message(scratch.raw, size, 5)) or ()
+            source = self._pairs.source(first, self._writer.clock.now_ms())
         reception = self._writer.write(
             tenant,
             SampleBatch(refs, scratch.ts_ms[:n_samples].copy(), scratch.bits[:n_samples].copy()),
@@ -152,10 +165,13 @@ class RemoteWriteV2Receiver:
             newest_ms=facts[kernels.FACT_NEWEST_MS],
             unsorted=bool(facts[kernels.FACT_UNSORTED]),
             metadata=_metadata(said, texts),
+            source=source,
         )
         known = said[said[:, kernels.METADATA_KEY] > 0]
         spellings.metadata[known[:, kernels.METADATA_KEY]] = known[:, kernels.METADATA_HASH]
-        if len(exemplars):
+        if len(exemplars) and source is not None and not tenant.replicas.would_keep(source):
+            reception.exemplars_written = len(exemplars)  # the other one of the pair sends them
+        elif len(exemplars):
             rows = [row for row in map(texts.exemplar, exemplars.tolist()) if row is not None]
             kept = keep_exemplars(tenant.exemplars, rows, self._writer.tally)
             reception.exemplars_written = kept.written
@@ -196,8 +212,8 @@ class RemoteWriteV2Receiver:
                 raise LimitError(Reason.BODY_TOO_LARGE, f"more than {limit:,} samples or symbols in one request")
             scratch.set_room(room)
 
-    @staticmethod
     def _resolve(
+        self,
         registry: SeriesRegistry,
         spellings: Spellings,
         misses: NDArray[np.int64],
@@ -209,12 +225,16 @@ class RemoteWriteV2Receiver:
         """Find or create the missed series, fill in their refs; which samples stay, None = all."""
         sound = misses[:, kernels.MISS_BAD] == 0
         asked = np.ascontiguousarray(misses[sound])
-        offsets, spans = texts.label_ranges(asked)
+        labels = texts.label_ranges(asked)
+        n_labels = len(labels.name_begin)
+        if self._pairs:
+            texts.intern_replicas(registry, spellings, labels, self._pairs)
+            labels = labels.without_replica(texts.raw, self._pairs)
         found: NDArray[np.int64] = np.zeros(len(misses), np.int64)  # of refs that make no labels: MALFORMED
-        found[sound] = registry.resolve_spans(texts.raw, offsets, *spans)
+        found[sound] = registry.resolve_spans(texts.raw, *labels)
         good = sound & (found >= 0)
         if good.any():
-            ends = texts.key_runs(registry, np.ascontiguousarray(misses[good]), int(offsets[-1]))
+            ends = texts.key_runs(registry, np.ascontiguousarray(misses[good]), n_labels)
             begins = np.concatenate((np.zeros(1, np.int64), ends[:-1]))
             has_key = ends > begins
             of_key = found[good][has_key].astype(np.uint32)
@@ -296,16 +316,29 @@ class _Texts:
         ts_ms = stamp - (1 << 64) if stamp >> 63 else stamp
         return Exemplar(ref, ts_ms, struct.unpack("<Q", bits)[0], pairs)
 
-    def label_ranges(self, misses: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-        """Where the labels of missed series lie: offsets (m + 1,); name begin, name end, value begin, value end."""
+    def label_ranges(self, misses: NDArray[np.int64]) -> LabelSpans:
+        """Where the labels of missed series lie."""
         offsets: NDArray[np.int64] = np.empty(len(misses) + 1, np.int64)
         room = 32 * len(misses)
         while True:
             spans: list[NDArray[np.int64]] = [np.empty(room, np.int64) for _ in range(4)]
             count = int(kernels.label_spans_v2(self.raw, misses, self._symbols, self._n_symbols, offsets, *spans))
             if count <= room:
-                return offsets, [span[:count] for span in spans]
+                return LabelSpans(offsets, *(span[:count] for span in spans))
             room = count
+
+    def intern_replicas(
+        self, registry: SeriesRegistry, spellings: Spellings, labels: LabelSpans, pairs: ReplicaLabels
+    ) -> None:
+        """Number the replica labels: no series has them any more, but the keys of what senders write do."""
+        dropped = labels.named(self.raw, pairs.replica)
+        spans = zip(labels.value_begin[dropped].tolist(), labels.value_end[dropped].tolist(), strict=True)
+        for begin, end in set(spans):
+            value = self.raw[begin:end].tobytes()
+            if value not in spellings.replicas and len(spellings.replicas) < _REPLICAS_MAX and len(value) < 256:
+                spellings.replicas.add(value)
+                with contextlib.suppress(UnicodeDecodeError):
+                    registry.symbols.intern_all([pairs.replica.decode(), value.decode()])
 
     def key_runs(self, registry: SeriesRegistry, misses: NDArray[np.int64], n_labels: int) -> NDArray[np.int64]:
         """Write the keys of resolved series into ``runs``; the end of each, (m,) int64."""

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from tsdb.batch import AppendResult, SampleBatch
 from tsdb.exemplars import ExemplarRing
 from tsdb.index.registry import SeriesRegistry
+from tsdb.replicas import Replicas, ReplicaSource
 
 DEFAULT_TENANT = "default"
 
@@ -36,7 +37,12 @@ class Tenant(Protocol):
         """The exemplars that are kept in memory."""
         ...
 
-    def append(self, batch: SampleBatch) -> Future[AppendResult]:
+    @property
+    def replicas(self) -> Replicas:
+        """Who of each pair of senders is listened to."""
+        ...
+
+    def append(self, batch: SampleBatch, source: ReplicaSource | None = None) -> Future[AppendResult]:
         """Log, decide and store a batch; raises :class:`tsdb.errors.UnavailableError` when it cannot now."""
         ...
 

@@ -59,8 +59,10 @@ class AppendResult:
     accepted : int                  samples stored or already there with the same bits
     rejected : reason -> count
     status : (n,) uint8             one :class:`SampleStatus` a sample, in batch order
+    duplicate : bool                the whole batch came from the replica that is not listened to: nothing was stored
     """
 
     accepted: int
     rejected: Mapping[Reason, int] = field(default_factory=dict)
     status: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    duplicate: bool = False

@@ -25,7 +25,7 @@ from tsdb.logs.store import LOG_SHARD, LogLimits, LogStore
 from tsdb.replay import Replay
 from tsdb.shard import MIN_MS, HeadCut, Shard
 from tsdb.tally import Tally
-from tsdb.tenant import Tenant
+from tsdb.tenant import FAILOVER_MS, Tenant
 from tsdb.wal.framing import TIME_NONE, Record
 from tsdb.wal.log import QUEUE_BYTES_MAX, SEGMENT_BYTES, Leader, LocalLog, SyncMode
 
@@ -60,6 +60,7 @@ class StoreConfig:
     block_span_ms : length of a block; a head is cut when it reaches half a span past it
     retention_ms : blocks older than the tenant's newest sample minus this are deleted; 0 = never
     retention_bytes : while all blocks together are larger, the oldest are deleted; 0 = never
+    failover_ms : silence of the elected one of a pair of senders after which the other one is taken
     idle_cut_ms : wall time without a sample after which a head is cut whole, so that it does not hold the log
     """
 
@@ -81,6 +82,7 @@ class StoreConfig:
     tenants: Mapping[str, TenantConfig] = field(default_factory=dict)
     series: SeriesLimits = field(default_factory=SeriesLimits)
     time: TimeLimits = field(default_factory=TimeLimits)
+    failover_ms: int = FAILOVER_MS
     logs: LogLimits = field(default_factory=LogLimits)
 
 
@@ -229,6 +231,7 @@ class TSDB:
                     self.tally,
                     self._disk,
                     LogStore(name, self.store, self.log, self._disk, self.config.logs, self._log_work.set),
+                    self.config.failover_ms,
                 )
             return tenant
 

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     SERIES_TOO_LONG = "series_too_long"
     SERIES_LIMIT = "series_limit"
     NATIVE_HISTOGRAM = "native_histogram_unsupported"
+    REPLICA = "other_replica"
     EXPONENTIAL_HISTOGRAM = "exponential_histogram_unsupported"
     TEMPORALITY = "temporality_unsupported"
     NO_SAMPLES = "series_without_samples"

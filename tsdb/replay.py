@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from tsdb.errors import CorruptionError
 from tsdb.kernels.shard import NO_SLOT
+from tsdb.replicas import ReplicaSource
 from tsdb.shard import Shard
 from tsdb.tenant import Metadata, ShardBatch, Tenant
 from tsdb.wal.log import LocalLog, ReplayedRecord
-from tsdb.wal.records import Kind, decode_metadata, decode_samples, decode_series
+from tsdb.wal.records import Kind, decode_metadata, decode_replicas, decode_samples, decode_series
 
 CUT_CHECK_SAMPLES = 4_000_000
 """Samples between two looks at whether a head must be cut on the way: about 40 MB of head."""
@@ -66,6 +67,8 @@ class Replay:
             return self._samples(tenant, record)
         elif record.kind == Kind.METADATA:
             tenant.keep_metadata({name: Metadata(t, h, u) for name, t, h, u in decode_metadata(record.body)})
+        elif record.kind == Kind.REPLICAS:
+            tenant.replicas.restore(ReplicaSource(*row) for row in decode_replicas(record.body))
         elif record.kind == Kind.STREAM:
             tenant.logs.replay_streams(record.body, record.segment)
         elif record.kind == Kind.LOG_ROWS:

@@ -24,14 +24,18 @@ from tsdb.kernels.shard import NO_SLOT, scatter, unlogged
 from tsdb.limits import SelectLimits, SeriesLimits, TimeLimits
 from tsdb.logs.store import LogStore
 from tsdb.matchers import Matcher, MatchOp
+from tsdb.replicas import Replicas, ReplicaSource
 from tsdb.shard import MIN_MS, LiveBlock, Part, Shard, block_part
 from tsdb.tally import Tally
 from tsdb.wal.framing import Record
 from tsdb.wal.log import LocalLog
-from tsdb.wal.records import Kind, encode_metadata, encode_parts, encode_series
+from tsdb.wal.records import Kind, encode_metadata, encode_parts, encode_replicas, encode_series
 
 LIGHT_SERIES_MAX = 64
 """Series that are read in about 0.2 ms at most, chunks included: less than a thread switch may take."""
+
+FAILOVER_MS = 30_000
+"""Silence of an elected replica after which another one is taken: two scrapes of 15 s."""
 
 METADATA_FAMILIES_MAX = 100_000
 """Most metric families with metadata a tenant: ten times a large mesh, about 20 MB."""
@@ -67,12 +71,20 @@ class ShardBatch:
 class AppendOperation:
     """A batch on its way through the log: dictionary and samples first, the heads after the sync."""
 
-    __slots__ = ("_parts", "_refs", "_tenant")
+    __slots__ = ("_keep", "_parts", "_refs", "_source", "_tenant")
 
-    def __init__(self, tenant: Tenant, parts: Sequence[ShardBatch], refs: NDArray[np.uint32]) -> None:
+    def __init__(
+        self,
+        tenant: Tenant,
+        parts: Sequence[ShardBatch],
+        refs: NDArray[np.uint32],
+        source: ReplicaSource | None = None,
+    ) -> None:
         self._tenant = tenant
         self._parts = parts
         self._refs = refs
+        self._source = source
+        self._keep: bool | None = None if source else True
 
     @property
     def n_bytes(self) -> int:
@@ -82,13 +94,21 @@ class AppendOperation:
     def records(self, segment: int) -> list[Record]:
         """What this segment needs: series it does not define yet, then the samples."""
         tenant = self._tenant
+        if self._keep is None and self._source is not None:  # once: a write that is tried again is decided already
+            self._keep = tenant.replicas.decide(self._source)
+        if not self._keep:
+            return []
         out = tenant.metadata_records({}, segment)
+        if self._source is not None:
+            out.extend(tenant.replica_records(self._source.cluster, segment))
         out.extend(tenant.series_records(self._refs, segment))
         out.extend(Record(Kind.SAMPLES, tenant.name, p.shard.number, p.body, p.max_ms) for p in self._parts)
         return out
 
     def apply(self, position: int) -> AppendResult:  # noqa: ARG002
         """Store the samples; what is refused follows from the order of the log alone."""
+        if not self._keep:
+            return self._tenant.apply_nothing(len(self._refs))
         return self._tenant.apply(self._parts, len(self._refs))
 
 
@@ -133,6 +153,7 @@ class Tenant:
         tally: Tally,
         disk: DiskGuard,
         logs: LogStore,
+        failover_ms: int = FAILOVER_MS,
     ) -> None:
         self.name = name
         self.logs = logs
@@ -144,6 +165,7 @@ class Tenant:
         # Rows of blocks that get a number when they are read come on top of the active series.
         slots_max = 2 * series_limits.active_series_max
         self.exemplars = ExemplarRing(slots_max)
+        self.replicas = Replicas(failover_ms)
         self._slot_of = Arena(np.uint32, slots_max)
         self._slots_ready = 0
         self._slots_lock = threading.Lock()
@@ -168,17 +190,21 @@ class Tenant:
 
     # -- writing
 
-    def append(self, batch: SampleBatch) -> Future[AppendResult]:
+    def append(self, batch: SampleBatch, source: ReplicaSource | None = None) -> Future[AppendResult]:
         """Log a batch, store it, say what became of each sample.
 
         The future resolves after the records are on disk and the samples are readable.
+
+        Parameters
+        ----------
+        source : who of a pair of senders it comes from; nothing of the one that is not elected is stored
 
         Raises
         ------
         DiskFullError, OverloadedError, LogFailedError        nothing of the batch was kept
         """
         self._disk.check()
-        return self._log.submit(AppendOperation(self, self.split(batch), batch.refs))
+        return self._log.submit(AppendOperation(self, self.split(batch), batch.refs, source))
 
     def split(self, batch: SampleBatch) -> list[ShardBatch]:
         """Cut a batch by shard and encode the log records; runs on the caller's thread, without the GIL."""
@@ -235,6 +261,16 @@ class Tenant:
         self._tally.add_all(result.rejected)
         self.samples_appended += result.accepted
         return result
+
+    def apply_nothing(self, size: int) -> AppendResult:
+        """Pass over a batch of a replica that is not elected: its samples come from the other one."""
+        self._tally.add(Reason.REPLICA, size)
+        return AppendResult(size, duplicate=True)
+
+    def replica_records(self, cluster: str, segment: int) -> list[Record]:
+        """Who is elected, as far as a segment does not know it yet."""
+        sources = self.replicas.to_log(cluster, segment)
+        return [Record(Kind.REPLICAS, self.name, 0, encode_replicas(sources), MIN_MS)] if sources else []
 
     def store(self, parts: Iterable[ShardBatch], size: int) -> AppendResult:
         """Store samples in log order; replay takes this way too, so it decides the same."""

@@ -17,6 +17,7 @@ from ingest.otlp import OtlpReceiver
 from ingest.reception import SampleWriter
 from ingest.remote_write import RemoteWriteReceiver
 from ingest.remote_write_v2 import RemoteWriteV2Receiver
+from ingest.replicas import ReplicaLabels
 from ingest.store import Metadata
 from tsdb.batch import AppendResult, SampleBatch, SampleStatus
 from tsdb.clock import ManualClock
@@ -24,10 +25,12 @@ from tsdb.errors import Reason, RejectedError, UnavailableError
 from tsdb.exemplars import ExemplarRing
 from tsdb.index.registry import SeriesRegistry
 from tsdb.limits import SeriesLimits, TimeLimits
+from tsdb.replicas import Replicas, ReplicaSource
 from tsdb.tally import Tally
 
 NOW = 1_795_000_000_000
 WINDOW_MS = 24 * 3_600_000
+FAILOVER_MS = 30_000
 
 
 class FakeTenant:
@@ -36,13 +39,14 @@ class FakeTenant:
     def __init__(self, limits: SeriesLimits | None = None) -> None:
         self.registry = SeriesRegistry(limits or SeriesLimits())
         self.exemplars = ExemplarRing(1 << 20)
+        self.replicas = Replicas(FAILOVER_MS)
         self.stored: dict[int, dict[int, int]] = {}  # ref -> time -> bits
         self.metadata: list[Metadata] = []
         self.newest = 0
         self.fail: Exception | None = None
         self.held: list[tuple[Future[AppendResult], SampleBatch]] | None = None
 
-    def append(self, batch: SampleBatch) -> Future[AppendResult]:
+    def append(self, batch: SampleBatch, source: ReplicaSource | None = None) -> Future[AppendResult]:
         if isinstance(self.fail, UnavailableError):
             raise self.fail
         future: Future[AppendResult] = Future()
@@ -50,6 +54,8 @@ class FakeTenant:
             self.held.append((future, batch))
         elif self.fail is not None:
             future.set_exception(self.fail)
+        elif source is not None and not self.replicas.decide(source):
+            future.set_result(AppendResult(len(batch), duplicate=True))
         else:
             future.set_result(self.decide(batch))
         return future
@@ -110,14 +116,19 @@ class Server:
     """The push endpoints over a fake store."""
 
     def __init__(
-        self, limits: WriteLimits | None = None, times: TimeLimits | None = None, accept_delta: bool = False
+        self,
+        limits: WriteLimits | None = None,
+        times: TimeLimits | None = None,
+        accept_delta: bool = False,
+        pairs: ReplicaLabels | None = None,
     ) -> None:
         self.tenants = FakeTenants()
         self.tenant = self.tenants.default
         self.tally = Tally()
         self.clock = ManualClock(NOW)
         writer = SampleWriter(self.clock, self.tally, times)
-        v1, v2 = RemoteWriteReceiver(writer, limits), RemoteWriteV2Receiver(writer, limits)
+        v1, v2 = RemoteWriteReceiver(writer, limits, pairs), RemoteWriteV2Receiver(writer, limits, pairs)
+        self.v2 = v2
         self.executor = ThreadPoolExecutor(2)
         endpoints = {
             "/api/v1/write": RemoteWriteEndpoint(v1.receive, v2.receive),

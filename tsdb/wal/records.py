@@ -33,6 +33,7 @@ class Kind(IntEnum):
     LOG_ROWS = 6
     NOTE = 7
     NATIVE_HISTOGRAM = 8
+    REPLICAS = 9
 
 
 def _bad(what: str) -> CorruptionError:
@@ -136,6 +137,25 @@ def decode_series(body: bytes) -> tuple[NDArray[np.uint32], NDArray[np.uint8], N
 def encode_metadata(families: Sequence[tuple[str, str, str, str]]) -> bytes:
     """Body of a METADATA record: (metric family, type, help, unit) rows."""
     return bytes([BODY_VERSION]) + json.dumps(list(families), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def encode_replicas(sources: Sequence[tuple[str, str, int]]) -> bytes:
+    """Body of a REPLICAS record: (cluster, elected replica, milliseconds of its last batch) rows."""
+    return bytes([BODY_VERSION]) + json.dumps(list(sources), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def decode_replicas(body: bytes) -> list[tuple[str, str, int]]:
+    """Rows of a REPLICAS record.
+
+    Raises
+    ------
+    CorruptionError        the body is no REPLICAS body of this version
+    """
+    _checked(body, 1)
+    try:
+        return [(str(cluster), str(replica), int(ms)) for cluster, replica, ms in json.loads(body[1:])]
+    except (ValueError, TypeError) as error:
+        raise _bad(f"replicas do not decode: {error}") from error
 
 
 def decode_metadata(body: bytes) -> list[tuple[str, str, str, str]]:
