@@ -100,7 +100,7 @@ def test_a_websocket_gets_an_http_answer(server: Server) -> None:
         "Sec-WebSocket-Version": "13",
         "Sec-WebSocket-Key": "x3JJHMbDL1EzLkh9GBhXDw==",
     }
-    assert server.get("/loki/api/v1/tail", headers).status == 404
+    assert server.get("/nowhere", headers).status == 404
 
 
 def test_the_data_folder_is_locked(server: Server) -> None:
