@@ -55,7 +55,7 @@ class PiecesCycle(RequestResponseCycle):
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection, without WebSockets and uvicorn's limit of connections, of which the server uses neither.
+    """One connection, without uvicorn's limit of connections, which the server does not use.
 
     A connection that sends pushes is handed to :class:`meshpulse.direct.Direct`, and comes back with the first
     request that is none.
@@ -139,6 +139,8 @@ class Protocol(HttpToolsProtocol):
         scope["path"] = urllib.parse.unquote(path) if "%" in path else path
         scope["raw_path"] = url.path
         scope["query_string"] = url.query or b""
+        if parser.should_upgrade() and self._should_upgrade():
+            return  # data_received hands the connection to the WebSocket protocol
         before = self.cycle
         self.cycle = PiecesCycle(
             scope=scope,

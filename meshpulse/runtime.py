@@ -314,6 +314,11 @@ class Runtime:
             LOKI_PREFIX: self.parts.loki_api,
         }
 
+    def sockets(self) -> Mapping[str, App]:
+        """What takes WebSockets, by path."""
+        assert self.parts is not None
+        return {f"{LOKI_PREFIX}tail": self.parts.loki_api}
+
     def start_loops(self) -> None:
         """Begin to scrape and to judge endpoints; called on the event loop."""
         if self.parts and self.parts.scraper:

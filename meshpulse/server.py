@@ -42,6 +42,7 @@ class Gateway:
     ----------
     hot : path -> application, for exact paths
     hot_prefixes : path prefix -> application, asked when no exact path fits
+    sockets : path -> application that takes WebSockets
     """
 
     def __init__(self, progress: Progress, pages: App, guard: Guard, route_prefix: str = "") -> None:
@@ -51,6 +52,7 @@ class Gateway:
         self._prefix = route_prefix
         self.hot: Mapping[str, App] = {}
         self.hot_prefixes: Mapping[str, App] = {}
+        self.sockets: Mapping[str, App] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
@@ -63,7 +65,12 @@ class Gateway:
                 return
             await self._find(scope["path"])(scope, receive, send)
         elif scope["type"] == "websocket":
-            await self._refuse_websocket(self._guard.refuse(scope) or _NOT_FOUND, scope, send)
+            refusal = self._guard.refuse(scope)
+            app = self.sockets.get(scope["path"])
+            if refusal is None and app is not None:
+                await app(scope, receive, send)
+            else:
+                await self._refuse_websocket(refusal or _NOT_FOUND, scope, send)
 
     def _without_prefix(self, scope: Scope) -> Scope:
         """The scope as if the client had not written ``server.route_prefix``; paths without it work as well."""
@@ -168,7 +175,8 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
         gateway,
         loop="none",
         http=functools.partial(Protocol, direct),  # type: ignore[arg-type]  # called as a class is
-        ws="none",
+        ws="websockets-sansio",
+        ws_ping_interval=1.0,  # finds out that nobody reads a tail any more
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -197,6 +205,7 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
             server.should_exit = True
             return
         gateway.hot, gateway.hot_prefixes = runtime.routes()
+        gateway.sockets = runtime.sockets()
         assert runtime.parts is not None
         push_api = runtime.parts.push_api
         for path in push_api.paths:

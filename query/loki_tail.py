@@ -98,11 +98,14 @@ class Follower:
     def backlog(self, now_ns: int) -> list[StreamEntries]:
         """The newest lines before now, each stream ascending."""
         end_ns = now_ns - self._request.delay_ns
-        streams = self._read(self._request.start_ns, end_ns, self._request.limit, backward=True)
         self._next_ns = max(self._request.start_ns, end_ns)
+        # what is there already and beyond the limit is not news
+        self._new(self._read(max(self._request.start_ns, end_ns - OVERLAP_NS), end_ns, ENTRIES_MAX, backward=True))
+        streams = self._read(self._request.start_ns, end_ns, self._request.limit, backward=True)
+        self._new(streams)
         for stream in streams:
             stream.entries.reverse()
-        return self._new(streams)
+        return streams
 
     def more(self, now_ns: int) -> tuple[list[StreamEntries], int | None]:
         """Lines not seen yet, and from when on lines were left out because the client is too slow (None: none)."""

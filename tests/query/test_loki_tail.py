@@ -80,10 +80,10 @@ def test_bad_requests_are_refused_before_the_upgrade(query_string: str, message:
     assert body["body"].decode() == message
 
 
-def follower(store: MemoryLogs, start_ns: int = START_NS) -> Follower:
+def follower(store: MemoryLogs, start_ns: int = START_NS, limit: int = 100) -> Follower:
     query = parse('{app=~".+"}')
     assert isinstance(query, LogQuery)
-    return Follower(LogEngine(), store, TailRequest(query, start_ns, 100, 0, False, "default"))
+    return Follower(LogEngine(), store, TailRequest(query, start_ns, limit, 0, False, "default"))
 
 
 def shown(streams: list[Any]) -> list[str]:
@@ -104,6 +104,13 @@ def test_new_and_late_lines_are_shown_once() -> None:
     assert shown(tail.more(now + 2 * NS)[0]) == []
     assert shown(tail.more(now + 60 * NS)[0]) == []
     assert shown(tail.more(now + 101 * NS)[0]) == ["not yet"]
+
+
+def test_lines_behind_the_limit_of_the_backlog_are_no_news() -> None:
+    store = MemoryLogs([({"app": "x"}, [(START_NS + i * NS, str(i)) for i in range(5)])])
+    tail = follower(store, limit=2)
+    assert shown(tail.backlog(START_NS + 5 * NS)) == ["3", "4"]
+    assert shown(tail.more(START_NS + 6 * NS)[0]) == []
 
 
 def test_many_lines_come_in_turns() -> None:
