@@ -69,6 +69,27 @@ def same_at(data, at, needle):
     return same
 
 
+@kernel(i64(const(u8), const(i64), const(i64), const(u8), i64, mut(u8)))
+def find_at_begin(data, starts, lengths, needle, whole, found):
+    """Mark the texts that begin with a literal, or (``whole`` = 1) are it.
+
+    Parameters
+    ----------
+    data : uint8; starts, lengths : (n,) int64
+    needle : (m,) uint8
+    found : (n,) uint8, written
+    """
+    count = i64(0)
+    m = i64(len(needle))
+    for i in range(len(starts)):
+        good = lengths[i] == m if whole else lengths[i] >= m
+        if good:
+            good = same_at(data, starts[i], needle)
+        found[i] = u8(1) if good else u8(0)
+        count += 1 if good else 0
+    return count
+
+
 @kernel(i64(const(u8), const(i64), const(u8), i64, i64, mut(u8)))
 def find_in_rows(data, offsets, needle, first, second, found):
     """Mark the texts that hold a literal.

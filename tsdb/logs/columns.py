@@ -6,7 +6,7 @@ column its type.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +16,9 @@ from tsdb.errors import CorruptionError
 from tsdb.kernels import log_columns as kernels
 from tsdb.kernels.log_columns import DELTA, DICT_MAX, HEX, IPS, NUMBERS, OTHER, PLAIN, SCALE_MAX
 from tsdb.kernels.log_head import longest_word
+from tsdb.kernels.log_scan import find_at_begin
 from tsdb.logs.blobs import NO_INTS, BlobReader, BlobWriter
-from tsdb.logs.frame import PAD_BYTES, Column, FieldKind, Texts, gather
+from tsdb.logs.frame import PAD_BYTES, Column, FieldKind, Texts, contains, gather
 
 EXCEPTIONS_MAX = 0.3
 """Share of the rows that a type may leave out."""
@@ -31,6 +32,9 @@ TS = -1
 """Number of the time of the entries where a column refers to another."""
 
 _BACKSLASH = 0x5C
+_DIGITS = frozenset(b"0123456789")
+_ALPHABETS = {"num": _DIGITS | set(b".-"), "ip": _DIGITS | set(b"."), "hex": _DIGITS | set(b"abcdef")}
+"""Bytes that the regular texts of a type are made of."""
 
 
 class Spans(NamedTuple):
@@ -412,6 +416,62 @@ class StoredColumn:
         out = np.zeros(room + PAD_BYTES, np.uint8)
         kernels.fill_skeletons(texts.data, texts.offsets, codes, rows, self._ints, self._first_int, out, offsets)
         return out
+
+    # -- looking for literals
+
+    def holds(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of some rows have the literal inside their text; decodes only what can have it."""
+        entry = self._entry
+        flags = self._by_value(lambda text: needle in text, rows)
+        if flags is None and self.type == "skel" and not _DIGITS & set(needle) and kernels.SLOT not in needle:
+            flags = self._flags(entry["d"], lambda text: needle in text)[self._bytes()[rows]]
+        if flags is None and self.type in _ALPHABETS:
+            longest = self.hex_width if self.type == "hex" else kernels.NUMBER_BYTES_MAX
+            if len(needle) > longest or set(needle) - _ALPHABETS[self.type]:
+                flags = np.zeros(len(rows), np.bool_)
+            elif len(needle) == self.hex_width:
+                wanted = np.frombuffer(bytes.fromhex(needle.decode()), np.uint8)
+                flags = (self.hex_bytes().reshape(self._n, -1)[rows] == wanted).all(axis=1)
+        if flags is None:
+            return contains(self.spans(rows).texts(), needle)
+        return self._with_odd(flags, rows, lambda text: needle in text)
+
+    def begins(self, needle: bytes, rows: NDArray[np.int64], *, whole: bool) -> NDArray[np.bool_]:
+        """Which of some rows have a text that begins with the literal, or is it."""
+
+        def good(text: bytes) -> bool:
+            return text == needle if whole else text.startswith(needle)
+
+        flags = self._by_value(good, rows)
+        if flags is not None:
+            return self._with_odd(flags, rows, good)
+        found = np.zeros(len(rows), np.uint8)
+        find_at_begin(*self.spans(rows), np.frombuffer(needle, np.uint8), int(whole), found)
+        return found.view(np.bool_)
+
+    def _flags(self, texts: Any, good: Callable[[bytes], bool]) -> NDArray[np.bool_]:
+        return np.array([good(text) for text in self._blobs.texts(texts).to_list()], np.bool_)
+
+    def _by_value(self, good: Callable[[bytes], bool], rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """The answer where the column has few values; None for other types."""
+        if self.type == "const":
+            return np.full(len(rows), good(self._entry["v"].encode("latin-1")))
+        if self.type == "dict":
+            flags = self._flags(self._entry["d"], good)
+            return flags[self._bytes()[rows]] if flags.any() else np.zeros(len(rows), np.bool_)
+        return None
+
+    def _with_odd(
+        self, flags: NDArray[np.bool_], rows: NDArray[np.int64], good: Callable[[bytes], bool]
+    ) -> NDArray[np.bool_]:
+        """The answer with that of the exceptions put in."""
+        odd_rows, odd = self.odd()
+        if len(odd_rows):
+            answers = np.zeros(self._n, np.int8)
+            answers[odd_rows] = [1 if good(text) else -1 for text in odd.to_list()]
+            own = answers[rows]
+            flags = np.where(own != 0, own > 0, flags)
+        return flags
 
     def column(self, kind: FieldKind, rows: NDArray[np.int64]) -> Column:
         """Some rows as a frame shows them."""

@@ -29,6 +29,10 @@ PATTERN_ROWS_MIN = 16
 
 HEAD_BYTES = 4
 _UNITS_NS = (1_000_000_000, 1_000_000, 1_000)
+_MEMBER = re.compile(rb'"?[^"\\]*[^"\\{\[,:\s]":')
+"""A literal that begins with a JSON member's name, or the end of one, up to its colon: no quote that begins a string
+stands behind such a byte."""
+
 _LOGFMT_FIRST = re.compile(rb'([A-Za-z_][\w.\-/]*)=("?)')
 _LOGFMT_NEXT = re.compile(rb'("?) ([A-Za-z_][\w.\-/]*)=("?)')
 
@@ -250,6 +254,68 @@ class _Pattern:
     def fields(self) -> tuple[list[str], list[FieldKind]] | None:
         return field_names(self.how, self.literals)
 
+    @cached_property
+    def _edges(self) -> frozenset[int] | None:
+        """Bytes of the literals that stand beside a value; None where two values touch."""
+        if not all(self.literals[1:-1]):
+            return None
+        after = [literal[:1] for literal in self.literals[1:]]
+        before = [literal[-1:] for literal in self.literals[:-1]]
+        return frozenset(b"".join(after + before))
+
+    def matches(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Which of some lines hold a literal, by their columns alone; None where that cannot be told."""
+        if not needle or self._edges is None:
+            return None
+        if self._edges & set(needle):
+            return self._member_matches(needle, rows) if self.how == JSON else None
+        # No occurrence reaches over the border of a value: it would hold the byte beside it.
+        if any(needle in literal for literal in self.literals):
+            return np.ones(len(rows), np.bool_)
+        out = np.zeros(len(rows), np.bool_)
+        for column in self.columns:
+            out |= column.holds(needle, rows)
+        return out
+
+    def _member_matches(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """As :meth:`matches` for literals like ``"name":value`` of JSON lines.
+
+        In JSON a quote behind no backslash is never inside a string; one that does not begin a string and stands
+        before a colon ends a name. Names are parts of the literals, so everything up to the colon can only be there.
+        """
+        member = _MEMBER.match(needle)
+        if member is None:
+            return None
+        name, rest = member[0], needle[member.end() :]
+        out = np.zeros(len(rows), np.bool_)
+        for k, literal in enumerate(self.literals):
+            at = literal.find(name)
+            while at >= 0:
+                tail = literal[at + len(name) :]
+                if tail.startswith(rest):
+                    return np.ones(len(rows), np.bool_)
+                if rest.startswith(tail):
+                    if k == len(self.columns):
+                        return None
+                    found = self._value_matches(k, rest[len(tail) :], rows)
+                    if found is None:
+                        return None
+                    out |= found
+                at = literal.find(name, at + 1)
+        return out
+
+    def _value_matches(self, k: int, text: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Which values of column k, with the literal behind them, begin with ``text``."""
+        quoted = self.literals[k].endswith(b'"')
+        if quoted and b"\\" in text:
+            return None
+        end = text.find(b'"') if quoted else next((i for i, c in enumerate(text) if c in b",} \t\r\n"), -1)
+        if end < 0:
+            return self.columns[k].begins(text, rows, whole=False)
+        if not self.literals[k + 1].startswith(text[end:]):
+            return None if text[end:].startswith(self.literals[k + 1]) else np.zeros(len(rows), np.bool_)
+        return self.columns[k].begins(text[:end], rows, whole=True)
+
 
 class StoredRows:
     """A group opened for reading; columns are decoded on their first use and kept.
@@ -414,7 +480,11 @@ class StoredRows:
         return _join([(at, stored.column(FieldKind.TEXT, own[at]))], len(rows))
 
     def matches(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        return contains(self.lines(rows), needle)
+        out = np.zeros(len(rows), np.bool_)
+        for k, at, own in self._parts(rows):
+            found = self._patterns[k].matches(needle, own) if k < len(self._patterns) else None
+            out[at] = contains(self.lines(rows[at]), needle) if found is None else found
+        return out
 
     def metadata_blobs(self) -> Texts:
         """Structured metadata of all rows as they are written: ``name 0xFF value 0xFF ...``."""

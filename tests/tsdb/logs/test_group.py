@@ -184,6 +184,55 @@ def test_fields_are_those_of_a_parser(samples: list[str]) -> None:
                 assert json.loads(quoted) == fields[name]
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.lists(json_lines | text_lines, min_size=1, max_size=3), st.data())
+def test_literals_are_found_as_in_the_lines(samples: list[str], data: st.DataObject) -> None:
+    texts = [s.encode() for s in samples for _ in range(17)]
+    rows = group_of(texts)
+    source = data.draw(st.sampled_from(texts))
+    first = data.draw(st.integers(0, max(0, len(source) - 1)))
+    needle = source[first : first + data.draw(st.integers(1, 24))]
+    needle = data.draw(st.sampled_from([needle, needle + b"x", b'"a":1', b'":":', b'"', b"deadbeefdeadbeef", b"0"]))
+    if needle:
+        assert rows.matches(needle, np.arange(rows.n)).tolist() == [needle in t for t in texts]
+
+
+@pytest.mark.parametrize(
+    "needle",
+    [
+        b'"v":5',
+        b'"v":504,',
+        b'v":504,"h',
+        b'":504',
+        b'"s":"GET"',
+        b'"s":"G',
+        b'"s":"GET","',
+        b'"h":"' + b"0" * 32,
+        b'ip":"10.0.0.7"',
+        b"0.0.7",
+        b"GET",
+        b"/p/17",
+        b"/p/",
+        b"zz",
+        b'"v":504,"s":"GET"',
+        b" :",
+        b"}",
+    ],
+)
+def test_literals_of_typed_columns(needle: bytes) -> None:
+    texts = [
+        json.dumps(
+            {"v": i if i % 7 else 504, "s": "GET" if i % 3 else "PUT", "h": f"{i * i:032x}", "ip": f"10.0.0.{i % 200}",
+             "p": f"/p/{i}" if i % 11 else "-"},
+            separators=(",", ":"),
+        ).encode()
+        for i in range(400)
+    ]  # fmt: skip
+    rows = group_of(texts)
+    some = np.arange(3, 390, 2)
+    assert rows.matches(needle, some).tolist() == [needle in texts[i] for i in some]
+
+
 def test_logfmt_has_fields() -> None:
     texts = [f'level=info id={i} msg="hello {i}" took=0.{i:03d}'.encode() for i in range(100)]
     rows = group_of(texts)
