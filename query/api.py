@@ -223,6 +223,7 @@ class QueryApi:
             headers.get(b"x-scope-orgid", b"").decode("latin-1") or DEFAULT_TENANT,
             stats.append,
             body,
+            headers.get(b"accept", b""),
         )
         inline = route.inline
         if route.is_light is not None and route.is_light(request):

@@ -16,7 +16,7 @@ from query.empty import EmptyStorage
 from query.engine.engine import Engine
 from query.errors import BadDataError, QueryError, UnsupportedError
 from query.exemplars import SeriesExemplars, exemplar_data, selectors_of
-from query.federation import EXPOSITION_TYPE, federation_page
+from query.federation import ASCII_TYPE, UTF8_TYPE, federation_page, reads_utf8
 from query.json_out import TRUNCATED, query_answer, series_answer, success
 from query.limits import STEPS_MAX
 from query.params import (
@@ -138,6 +138,7 @@ class Request:
     tenant : whose data it reads
     on_stats : told what a query cost
     body : as it came, for endpoints whose body is no form
+    accept : the header of that name
     is_light : it is answered on the spot, without waiting for a turn
     """
 
@@ -146,6 +147,7 @@ class Request:
     tenant: str
     on_stats: Callable[[QueryStats], None]
     body: bytes = b""
+    accept: bytes = b""
     is_light: bool = False
 
 
@@ -307,7 +309,8 @@ class Endpoints:
         begin_ms = now_ms - self._engine.limits.lookback_ms + 1
         storage = self._storage(request)
         frames = [storage.select(matchers, begin_ms, now_ms, self._select_limits()) for matchers in selectors]
-        return Plain(EXPOSITION_TYPE, federation_page(frames))
+        utf8 = reads_utf8(request.accept)
+        return Plain(UTF8_TYPE if utf8 else ASCII_TYPE, federation_page(frames, utf8=utf8))
 
     # Series and their labels
 

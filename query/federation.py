@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,11 +10,13 @@ from numpy.typing import NDArray
 
 from query.json_out import distinct_symbols, flatten
 from query.kernels.exposition import SAMPLE_BYTES_MAX, write_page
-from query.promql.literals import is_legacy_name
 from tsdb.frame import LabelTable, SeriesFrame
 
-EXPOSITION_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+ASCII_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+UTF8_TYPE = b"text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8"
 
+_NO_LABEL_CHAR = re.compile("[^A-Za-z0-9_]")
+_NO_METRIC_CHAR = re.compile("[^A-Za-z0-9_:]")
 _STALE = np.uint64(0x7FF0000000000002)
 _NAME = "__name__"
 
@@ -24,12 +27,12 @@ def _escaped(text: str) -> bytes:
     return f'"{quoted}"'.encode("utf-8", "replace")
 
 
-def _bare_or_quoted(name: str) -> bytes:
-    return name.encode() if is_legacy_name(name) else _escaped(name)
-
-
-def _metric_name(name: str) -> bytes:
-    return name.encode() if is_legacy_name(name.replace(":", "_")) else _escaped(name)
+def _spelled(name: str, unusual: re.Pattern[str], *, utf8: bool) -> bytes:
+    """A name as it is; one beyond the old alphabet in quotes, or with ``_`` for what older scrapers cannot read."""
+    plain = unusual.sub("_", name)
+    if plain[:1].isdigit():
+        plain = f"_{plain[1:]}"
+    return plain.encode() if plain == name or not utf8 else _escaped(name)
 
 
 def _newest(frame: SeriesFrame) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint64]]:
@@ -57,7 +60,12 @@ def _joined(frames: Sequence[SeriesFrame]) -> tuple[LabelTable, NDArray[np.int64
     return LabelTable(names, ids, frames[0].labels.symbols), ts_ms, bits
 
 
-def federation_page(frames: Sequence[SeriesFrame]) -> bytes:
+def reads_utf8(accept: bytes) -> bool:
+    """Whether a scraper says that it knows quoted names (Prometheus 3 does)."""
+    return b"escaping=allow-utf-8" in accept.replace(b" ", b"")
+
+
+def federation_page(frames: Sequence[SeriesFrame], *, utf8: bool = True) -> bytes:
     """The page: metrics sorted by name, untyped, with times in milliseconds; empty when there is nothing."""
     frames = [frame for frame in frames if len(frame)]
     if not frames:
@@ -76,8 +84,12 @@ def federation_page(frames: Sequence[SeriesFrame]) -> bytes:
     order = np.lexsort((*(ids[:, column] for column in range(ids.shape[1] - 1, -1, -1)), rank[metric_of]))
     distinct, cells = distinct_symbols(np.ascontiguousarray(ids[order]))
     texts, text_offsets, _ = flatten([_escaped(text) for text in labels.symbols.texts(distinct)])
-    names, name_offsets, _ = flatten([_bare_or_quoted(labels.names[column]) + b"=" for column in others])
-    metric_texts, metric_offsets, _ = flatten([_metric_name(name) for name in sorted(metric_names)])
+    names, name_offsets, _ = flatten(
+        [_spelled(labels.names[column], _NO_LABEL_CHAR, utf8=utf8) + b"=" for column in others]
+    )
+    metric_texts, metric_offsets, _ = flatten(
+        [_spelled(name, _NO_METRIC_CHAR, utf8=utf8) for name in sorted(metric_names)]
+    )
     metric_order = rank[metric_of][order]
     size = len(order) * (len(names) + len(others) + SAMPLE_BYTES_MAX)
     size += int(np.diff(text_offsets)[cells].sum()) + 2 * int(np.diff(metric_offsets)[metric_order].sum())

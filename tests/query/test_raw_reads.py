@@ -207,8 +207,12 @@ def test_remote_read_obeys_the_limits_of_queries() -> None:
 
 
 def test_federation_shows_the_newest_live_samples(api: QueryApi) -> None:
-    reply = get(api, "/federate?match[]=up&match[]={job='a'}&match[]={__name__=~'old|http.*'}")
-    assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    target = "/federate?match[]=up&match[]={job='a'}&match[]={__name__=~'old|http.*'}"
+    old = get(api, target, accept="text/plain;version=0.0.4;q=0.5,*/*;q=0.1")
+    assert old.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert old.text.splitlines()[1] == f'http_requests{{path="/\\"x\\""}} 1000000000 {TIMES_MS[-1]}'
+    reply = get(api, target, accept="text/plain;version=1.0.0; escaping=allow-utf-8;q=0.5,*/*;q=0.1")
+    assert reply.headers["content-type"] == "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8"
     assert reply.text == (
         '# TYPE "http.requests" untyped\n'
         f'{{"http.requests",path="/\\"x\\""}} 1000000000 {TIMES_MS[-1]}\n'
