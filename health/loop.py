@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 SERVICES_MAX = 10_000
 """More services than any mesh has: a wrong mapping must not take all memory."""
+_TIDY_MS = 60_000
 _QUIET = frozenset({State.HEALTHY, State.UNKNOWN})
 
 
@@ -106,6 +107,7 @@ class HealthLoop:
         self._facts: Facts = {}
         self._fleet = FleetBudget()
         self._first = True
+        self._tidied_ms = now_ms
         self._dirty = False
         self._views: dict[str, ServiceView] = {}
 
@@ -122,6 +124,9 @@ class HealthLoop:
         for service in self.services.values():
             service.window.advance(now_ms)
         self._expire(now_ms)
+        if now_ms - self._tidied_ms >= _TIDY_MS:
+            self._tidied_ms = now_ms
+            self._tidy(now_ms)
         since = now_ms - (HISTORY_S * 1000 if self._first else LOOKBACK_MS)
         partial = False
         for reader in self._readers:
@@ -178,6 +183,17 @@ class HealthLoop:
             service.window.advance(self._now)
             self.services[name] = service
         return service
+
+    def _tidy(self, now_ms: int) -> None:
+        """Let go of what is gone: endpoints and observers, then services without any."""
+        for name, service in list(self.services.items()):
+            service.forget_gone(now_ms, self._facts.get(name, {}))
+            if not service.endpoints:
+                service.generation += 1
+                del self.services[name]
+                self.evaluations.pop(name, None)
+                self._views.pop(name, None)
+                self._evidence.pop(name, None)
 
     def _evaluate(self, service: Service, now_ms: int, partial: bool) -> tuple[Decision, ...]:
         facts = dict(self._facts.get(service.name, {}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from health.window import NEVER_MS, ServiceWindow
 
 KNOWN_MS = 600_000
 """How long an observer is expected to report after it was last seen."""
+FORGET_MS = 1_200_000
+"""Observers and endpoints that were last seen longer ago make room: addresses of pods come and go."""
 GROUPS_PER_ZONE = 8
 """Observers are folded into so many groups a zone for latency, which would otherwise take most of the memory."""
 _INTERVAL_GAIN = 0.2
@@ -34,6 +36,7 @@ class Service:
     data_as_of_ms : newest sample time
     interval_ms : how often observers report, estimated
     bounds : upper bounds of the latency buckets as written, ascending, the last is ``+Inf``; empty = no latency
+    generation : grows when rows and columns get other numbers
     """
 
     def __init__(self, name: str, policy: Policy, state: ServiceState) -> None:
@@ -51,6 +54,7 @@ class Service:
         self.data_as_of_ms = NEVER_MS
         self.interval_ms = 1_000.0
         self.bounds: tuple[str, ...] = ()
+        self.generation = 0
         self.groups: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self.window = ServiceWindow(policy, 0, 0)
         self._group_zones: tuple[str, ...] = ()
@@ -123,6 +127,31 @@ class Service:
                 ],
                 dtype=np.int64,
             )
+
+    def forget_gone(self, now_ms: int, listed: Container[str]) -> bool:
+        """Let go of observers and endpoints that nobody has heard of for long; whether there were any.
+
+        Endpoints stay while a topology source lists them or their state is remembered, unless the service is silent.
+        """
+        remembered: Container[str] = self.state.endpoints if self.data_as_of_ms > now_ms - FORGET_MS else ()
+        rows = np.flatnonzero(self.seen_ms > now_ms - FORGET_MS)
+        seen = self.window.last_seen_ms > now_ms - FORGET_MS
+        columns = np.flatnonzero(
+            [bool(seen[h]) or name in listed or name in remembered for h, name in enumerate(self.endpoints)]
+        )
+        if (len(rows), len(columns)) == self.window.shape:
+            return False
+        self.window.rearrange(rows, columns)
+        self.seen_ms, self.usable = self.seen_ms[rows], self.usable[np.ix_(rows, columns)]
+        self.observers = [self.observers[p] for p in rows]
+        self.observer_zones = [self.observer_zones[p] for p in rows]
+        self.endpoints = [self.endpoints[h] for h in columns]
+        self.zones, self.versions = [self.zones[h] for h in columns], [self.versions[h] for h in columns]
+        self._rows = {name: p for p, name in enumerate(self.observers)}
+        self._columns = {name: h for h, name in enumerate(self.endpoints)}
+        self.generation += 1
+        self.fit()
+        return True
 
     def note_interval(self, begin_ms: NDArray[np.int64], times_ms: NDArray[np.int64]) -> None:
         """Learn from increments how often observers report."""

@@ -56,6 +56,7 @@ class SeriesReader:
         self._names: tuple[str, ...] = ()
         self._ids = np.zeros((0, 0), np.int32)
         self._services: list[Service] = []
+        self._generations: list[int] = []
         self._numbers: dict[str, int] = {}
         self._service = np.zeros(0, np.int64)  # number in self._services, -1 = not looked up, -2 = not ours
         self._observer = np.zeros(0, np.int64)
@@ -74,6 +75,7 @@ class SeriesReader:
         if not len(frame):
             return frame.warnings
         self._align(frame.labels)
+        self._forget_renumbered()
         counts = np.diff(frame.offsets)
         unknown = np.flatnonzero((counts > 0) & (self._service == -1))
         if len(unknown):
@@ -270,7 +272,17 @@ class SeriesReader:
         number = self._numbers.setdefault(name, len(self._services))
         if number == len(self._services):
             self._services.append(service)
+            self._generations.append(service.generation)
+        elif self._services[number] is not service:
+            self._services[number], self._generations[number] = service, service.generation
         return number
+
+    def _forget_renumbered(self) -> None:
+        """Look up again what belongs to services whose rows and columns have other numbers now, or that ended."""
+        for number, service in enumerate(self._services):
+            if service.generation != self._generations[number]:
+                self._generations[number] = service.generation
+                self._service[self._service == number] = -1
 
 
 def _is_number(text: str) -> bool:

@@ -217,6 +217,11 @@ class ServiceWindow:
         """(P, H)."""
         return self._shape
 
+    @property
+    def last_seen_ms(self) -> NDArray[np.int64]:
+        """Time of the newest sample of each endpoint, (H,) int64; ``NEVER_MS`` = none yet."""
+        return self._last_seen_ms
+
     def advance(self, now_ms: int) -> None:
         """Let the windows end at the second of ``now_ms``. Call before adding what was scraped up to then."""
         second = now_ms // 1000

@@ -63,6 +63,8 @@ class Mesh:
         view = self.loop.board.now.services.get("svc")
         out = np.ones(len(self.names))
         for endpoint in view.endpoints if view else ():
+            if endpoint.endpoint not in self.names:
+                continue
             out[self.names.index(endpoint.endpoint)] = endpoint.weight_factor
         return out
 

@@ -153,3 +153,31 @@ def test_revisions_are_read_in_every_spelling() -> None:
     for text in ("7", "a.b", "", "7.4.2"):
         with pytest.raises(ValueError, match="is no revision"):
             Revision.parse(text)
+
+
+def test_what_is_gone_makes_room_and_may_come_back(tmp_path: Path) -> None:
+    mesh = Mesh(tmp_path, QUICK)
+    mesh.run(30)
+    gone, mesh.names = mesh.names[0], [*mesh.names[1:], "10.0.9.9:80"]  # a pod with another address
+    mesh.silent = {0}
+    mesh.run(5)
+    service = mesh.loop.services["svc"]
+    assert gone in service.endpoints
+    for _ in range(3):  # unknown, forgotten by the state machine, forgotten altogether
+        mesh.now += 1_300_000
+        mesh.run(2)
+    mesh.run(70)
+    assert gone not in service.endpoints
+    assert service.observers == ["envoy-1", "envoy-2", "envoy-3"]
+    assert sorted(service.endpoints) == sorted(mesh.names)
+    assert {mesh.state(h) for h in range(6)} == {"healthy"}
+    mesh.failing[5] = 0.5
+    assert "ejected" in kinds(mesh.run(10), "10.0.9.9:80")  # what is counted goes to the right columns
+    mesh.silent = {0, 1, 2, 3}
+    for _ in range(4):
+        mesh.now += 1_300_000
+        mesh.run(2)
+    assert "svc" not in mesh.loop.services
+    mesh.silent = set()
+    mesh.run(5)
+    assert len(mesh.loop.services["svc"].endpoints) == 6
