@@ -124,14 +124,14 @@ class HealthLoop:
         for service in self.services.values():
             service.window.advance(now_ms)
         self._expire(now_ms)
-        if now_ms - self._tidied_ms >= _TIDY_MS:
-            self._tidied_ms = now_ms
-            self._tidy(now_ms)
         since = now_ms - (HISTORY_S * 1000 if self._first else LOOKBACK_MS)
         partial = False
         for reader in self._readers:
             partial |= any(text.startswith("partial") for text in reader.read(self._frames, since, now_ms))
         self._first = False
+        if now_ms - self._tidied_ms >= _TIDY_MS:
+            self._tidied_ms = now_ms
+            self._tidy(now_ms)
         for name in self._facts.keys() - self.services.keys():
             if name in self._kept:
                 self._service_of(name)

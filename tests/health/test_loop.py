@@ -161,12 +161,12 @@ def test_what_is_gone_makes_room_and_may_come_back(tmp_path: Path) -> None:
     gone, mesh.names = mesh.names[0], [*mesh.names[1:], "10.0.9.9:80"]  # a pod with another address
     mesh.silent = {0}
     mesh.run(5)
-    service = mesh.loop.services["svc"]
-    assert gone in service.endpoints
+    assert gone in mesh.loop.services["svc"].endpoints
     for _ in range(3):  # unknown, forgotten by the state machine, forgotten altogether
         mesh.now += 1_300_000
         mesh.run(2)
     mesh.run(70)
+    service = mesh.loop.services["svc"]
     assert gone not in service.endpoints
     assert service.observers == ["envoy-1", "envoy-2", "envoy-3"]
     assert sorted(service.endpoints) == sorted(mesh.names)
