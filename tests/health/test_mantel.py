@@ -126,10 +126,14 @@ def test_unit_vector_of_the_design_page():
 def test_real_run_of_the_design_page():
     k, n = np.zeros((4, 6)), np.full((4, 6), 68.0)
     k[:, 2] = [4, 3, 5, 4]
-    stats, flagged = mantel_haenszel(k, n)
+    stats, flagged = mantel_haenszel(k, n, ErrorRule(sure_share=0.0))
     assert flagged == (2,)
     assert stats.row(2)["z"] == pytest.approx(8.642, abs=1e-3)
     assert stats.row(2)["excess"] == pytest.approx(0.0588, abs=1e-4)
+    # we want to be surer than that: 18 errors, which a 15 % failure makes in the next second
+    assert mantel_haenszel(k, n)[1] == ()
+    k[:2, 2] += 1
+    assert mantel_haenszel(k, n)[1] == (2,)
 
 
 def test_a_lucky_minute_of_the_peers_convicts_nobody():
