@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from meshpulse import version
+from meshpulse.health_cli import app as health
 
 app = typer.Typer(
     name="meshpulse",
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 inspect = typer.Typer(help="Look into files of a data folder.", no_args_is_help=True)
 app.add_typer(inspect, name="inspect")
+app.add_typer(health, name="health")
 
 
 def _fail(text: str, code: int) -> typer.Exit:

@@ -12,6 +12,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
 from meshpulse import version
+from meshpulse.health_page import PAGE as HEALTH_PAGE
 from meshpulse.metrics import create_registry
 from meshpulse.runtime import Runtime
 
@@ -74,6 +75,11 @@ def create_pages(runtime: Runtime) -> FastAPI:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(registry), headers={"content-type": content_type})
 
+    @app.api_route("/health", methods=_GET, response_class=HTMLResponse)
+    async def health() -> str:
+        """Endpoints, their states and reasons, for a person to watch."""
+        return HEALTH_PAGE
+
     @app.api_route("/", methods=_GET, response_class=HTMLResponse)
     def home() -> str:
         """A page for a person, and the connection test of clients."""
@@ -101,7 +107,7 @@ _HOME = """<!doctype html><html lang="en"><meta charset="utf-8"><title>meshpulse
 th{text-align:left;padding-right:2rem;font-weight:600}</style>
 <h1>meshpulse</h1><table>{table}</table>
 <p>Grafana: add a data source of type Prometheus with the address of this page.</p>
-<p><a href="metrics">metrics</a> · <a href="api/v1/status/tsdb">cardinality</a> ·
+<p><a href="health">health</a> · <a href="metrics">metrics</a> · <a href="api/v1/status/tsdb">cardinality</a> ·
 <a href="api/v1/status/config">configuration</a> ·
 <a href="api/v1/targets">targets</a> · <a href="api/v1/status/runtimeinfo">runtime</a> ·
 <a href="openapi.json">OpenAPI</a></p></html>
