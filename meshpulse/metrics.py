@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from prometheus_client.registry import Collector
 from ingest.api import PushStats
 from meshpulse import version
 from query.api import QUERY_BUCKETS_S, ApiStats
+from query.loki_api import LokiApiStats
 from tsdb.errors import Reason
 from tsdb.wal.log import SYNC_BUCKETS_S
 
@@ -65,9 +67,13 @@ class _Ours(Collector):
         yield from self._log()
         yield from self._pushes(runtime.parts.push_api.stats)
         yield from self._queries(runtime.parts.query_api.stats)
+        yield from self._log_queries(runtime.parts.loki_api.stats)
         if runtime.parts.scraper:
             yield from self._scrapes(runtime.parts.scraper)
-        yield self._responses(runtime.parts.push_api.stats, runtime.parts.query_api.stats)
+        parts = runtime.parts
+        yield self._responses(
+            parts.push_api.stats.responses + parts.query_api.stats.responses + parts.loki_api.stats.responses
+        )
 
     def _store(self) -> Iterator[Metric]:
         stats = self._runtime.store_stats()
@@ -121,11 +127,21 @@ class _Ours(Collector):
         yield _counter("scrape_failures", "Scrapes that failed", scraper.failures)
         yield _counter("scraped_samples", "Scraped samples that were accepted", scraper.samples)
 
-    def _responses(self, pushes: PushStats, reads: ApiStats) -> Metric:
+    def _log_queries(self, stats: LokiApiStats) -> Iterator[Metric]:
+        yield _histogram(
+            "log_query_seconds",
+            "Wall seconds from reading a LogQL query to the first piece of its answer",
+            QUERY_BUCKETS_S,
+            stats.query_seconds,
+            stats.query_seconds_sum,
+        )
+        yield _counter("log_query_lines", "Lines that LogQL queries looked at", stats.query_lines)
+
+    def _responses(self, responses: Counter[tuple[str, int]]) -> Metric:
         family = CounterMetricFamily(
             "meshpulse_http_responses", "Answers of the hot routes; 499 = the client had gone", labels=["path", "code"]
         )
-        for (path, status), count in sorted((pushes.responses + reads.responses).items()):
+        for (path, status), count in sorted(responses.items()):
             family.add_metric([path, str(status)], count)
         return family
 
