@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from email.message import Message as MimeMessage
+from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
@@ -138,7 +139,9 @@ class PushApi:
         self._executor = executor
         self._tally = tally
         self._limits = limits or WriteLimits()
-        self._parsers = threading.BoundedSemaphore(os.cpu_count() or 1)  # however many threads push
+        self._parsers: SimpleQueue[None] = SimpleQueue()  # one token a core, however many threads push
+        for _ in range(os.cpu_count() or 1):
+            self._parsers.put(None)
         self._lock = threading.Lock()
         self._requests = 0
         self._inflight_bytes = 0
@@ -178,8 +181,8 @@ class PushApi:
                 self._enter()
                 self._inflight_bytes += len(body)
             try:
-                with self._tenants.leader(), self._parsers:
-                    reception = receiver(self._tenants.tenant(request.tenant), body)
+                with self._tenants.leader():
+                    reception = self._parse(receiver, request.tenant, body)
                 result = self._tenants.result(reception.future) if reception.future else None
             finally:
                 with self._lock:
@@ -279,6 +282,13 @@ class PushApi:
             self.stats.samples_accepted += accepted
         return accepted
 
+    def _parse(self, receiver: Receiver, tenant_name: str, body: bytes) -> Reception:
+        self._parsers.get()
+        try:
+            return receiver(self._tenants.tenant(tenant_name), body)
+        finally:
+            self._parsers.put(None)
+
     def _receive(
         self,
         receiver: Receiver,
@@ -289,8 +299,7 @@ class PushApi:
     ) -> None:
         with self._tenants.leader():
             try:
-                with self._parsers:
-                    reception = receiver(self._tenants.tenant(tenant_name), body)
+                reception = self._parse(receiver, tenant_name, body)
             except BaseException as error:  # noqa: BLE001 - it is raised where the request waits
                 loop.call_soon_threadsafe(_settle, decided, None, error)
                 return

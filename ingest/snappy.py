@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.kernels.snappy import PAD_BYTES, decompress_block
+from ingest.kernels.snappy import PAD_BYTES as PAD_BYTES
+from ingest.kernels.snappy import decompress_block
 from ingest.wire import read_varint
 from tsdb.errors import LimitError, Reason, RejectedError
 

@@ -171,7 +171,7 @@ class StorageConfig(Section):
     """Where samples lie, and for how long."""
 
     path: Path = Path("data")
-    shards: int = 2
+    shards: int = 1
     retention: Duration = timedelta(days=15)
     retention_bytes: Size = 0
     out_of_order_window: Duration = timedelta(milliseconds=TimeLimits().out_of_order_window_ms)

@@ -19,6 +19,7 @@ from meshpulse.asgi import App, Receive, Scope, Send, answer
 from meshpulse.auth import Guard, Refusal, Token
 from meshpulse.config import Config, split_listen
 from meshpulse.direct import Direct, Target
+from meshpulse.memory import limit_arenas
 from meshpulse.pages import create_pages
 from meshpulse.protocol import Protocol
 from meshpulse.runtime import Runtime
@@ -162,6 +163,7 @@ def serve(config: Config, listener: socket.socket, tokens: Sequence[Token] = (),
 
     The socket already listens, so that readiness can be asked for while a thread compiles kernels and replays the log.
     """
+    limit_arenas()
     return uvloop.run(_serve(config, listener, tokens, tls))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,20 +51,19 @@ class Metadata:
     unit: str
 
 
-@dataclass(frozen=True, slots=True)
-class ShardBatch:
+class ShardBatch(NamedTuple):
     """The part of a batch that goes to one shard, with its encoded log record.
 
     Attributes
     ----------
-    index : (n,) int64        place of each sample in the whole batch
+    places : (n,) int64, or a slice        of the samples in the whole batch
     """
 
     shard: Shard
     refs: NDArray[np.uint32]
     ts_ms: NDArray[np.int64]
     bits: NDArray[np.uint64]
-    index: NDArray[np.int64]
+    places: NDArray[np.int64] | slice
     body: bytes
     max_ms: int
 
@@ -211,8 +211,8 @@ class Tenant:
         n = len(batch)
         self._ready_slots()
         starts = np.zeros(len(self.shards) + 1, np.int64)
+        index: NDArray[np.int64] | None = None
         if len(self.shards) == 1:
-            index = np.arange(n)
             starts[1] = n
             refs, ts_ms, bits = batch.refs, batch.ts_ms, batch.bits
         else:
@@ -227,7 +227,8 @@ class Tenant:
         edges = pairwise(starts.tolist())
         for shard, (a, b), body, max_ms in zip(self.shards, edges, encoded.bodies, encoded.max_ms, strict=True):
             if b > a:
-                parts.append(ShardBatch(shard, refs[a:b], ts_ms[a:b], bits[a:b], index[a:b], body, max_ms))
+                places = slice(None) if index is None else index[a:b]
+                parts.append(ShardBatch(shard, refs[a:b], ts_ms[a:b], bits[a:b], places, body, max_ms))
         return parts
 
     def _ready_slots(self) -> None:
@@ -258,7 +259,8 @@ class Tenant:
     def apply(self, parts: Iterable[ShardBatch], size: int) -> AppendResult:
         """Store a logged batch and count what was refused (committer thread)."""
         result = self.store(parts, size)
-        self._tally.add_all(result.rejected)
+        if result.rejected:
+            self._tally.add_all(result.rejected)
         self.samples_appended += result.accepted
         return result
 
@@ -280,7 +282,7 @@ class Tenant:
             decided = part.shard.append(part.refs, part.ts_ms, part.bits, self._time_limits.out_of_order_window_ms)
             if decided is not None:
                 status = np.zeros(size, np.uint8) if status is None else status
-                status[part.index] = decided
+                status[part.places] = decided
         if status is None:
             return AppendResult(size)
         counts = np.bincount(status, minlength=len(SampleStatus)).tolist()

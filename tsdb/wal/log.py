@@ -18,6 +18,7 @@ from tsdb.disk import DiskGuard
 from tsdb.errors import LogFailedError, OverloadedError
 from tsdb.io import Files
 from tsdb.wal.framing import Framer, Record
+from tsdb.wal.promise import Promise
 from tsdb.wal.replay import DamageReport, LogReader, Quarantine, ReplayedRecord
 from tsdb.wal.segments import Segment, SegmentFolder
 
@@ -215,7 +216,8 @@ class LocalLog:
         self._unsynced_since: float | None = None
 
         self._queue: deque[Entry] = deque()
-        self._wake = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # of the queue and the role
+        self._wake = threading.Condition(self._lock)
         self._idle = False  # the committer thread waits
         self._committing = False  # some thread holds the role
         self._leader = Leader(self._lead)
@@ -285,7 +287,7 @@ class LocalLog:
 
     def close(self) -> None:
         """Write what is queued, sync, stop."""
-        with self._wake:
+        with self._lock:
             self._closing = True
             self._wake.notify_all()
         if self._thread is not None:
@@ -309,10 +311,10 @@ class LocalLog:
         """
         if self._guard is not None:
             self._guard.check()
-        future: Future[T] = Future()
+        future: Promise[T] = Promise()
         n_bytes = op.n_bytes
         stats = self.stats
-        with self._wake:
+        with self._lock:
             if self._closing or self._thread is None:
                 raise LogFailedError("the log is closed")
             if stats.failed and time.monotonic() < self._failed_until:
@@ -373,7 +375,7 @@ class LocalLog:
         if future.done():
             return future.result()
         follower = _Follower(future)
-        with self._wake:
+        with self._lock:
             if self._committing and not future.done():
                 self._followers.append(follower)
                 follower.gate.acquire()
@@ -403,7 +405,7 @@ class LocalLog:
 
     def _await_role(self) -> bool:
         """Wait until something is to be done and nobody does it, and take the role; False when it is the end."""
-        with self._wake:
+        with self._lock:
             while True:
                 timeout = None
                 if not self._committing:
@@ -418,7 +420,7 @@ class LocalLog:
 
     def _lead(self) -> None:
         """Commit one group on the calling thread, unless another one commits: it will see what was submitted."""
-        with self._wake:
+        with self._lock:
             if self._committing or not self._queue:
                 return
             self._committing = True
@@ -430,7 +432,7 @@ class LocalLog:
         try:
             self._commit()
         finally:
-            with self._wake:
+            with self._lock:
                 if not self._queue or not self._hand_over():
                     self._give_up_role()
                     is_due_later = was_synced and self._unsynced_since is not None
@@ -455,11 +457,11 @@ class LocalLog:
                     self._commit()
                 if self._unsynced_since is not None and time.monotonic() - self._unsynced_since >= self._interval_s:
                     self._sync_late()
-                with self._wake:
+                with self._lock:
                     if not self._queue:
                         return
         finally:
-            with self._wake:
+            with self._lock:
                 self._give_up_role()
 
     def _give_up_role(self) -> None:
@@ -471,8 +473,8 @@ class LocalLog:
     def _take(self) -> Entry | None:
         """The next operation whose caller still waits."""
         while self._queue:
-            entry = self._queue.popleft()
-            with self._wake:
+            with self._lock:
+                entry = self._queue.popleft()
                 self.stats.queued_ops -= 1
                 self.stats.queued_bytes -= entry[1]
             if entry[2].set_running_or_notify_cancel():
@@ -611,7 +613,7 @@ class LocalLog:
 
     def _fail(self, group: list[Entry], error: Exception) -> None:
         """Refuse what was taken and what is queued; nothing of it was acknowledged."""
-        with self._wake:
+        with self._lock:
             self.stats.failed = True
             self._failed_until = time.monotonic() + self._retry_s
         failure = LogFailedError(f"the write-ahead log cannot be written: {error}")
