@@ -5,9 +5,12 @@ from __future__ import annotations
 import configparser
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from meshpulse.config import parse_config
 from tests.house.test_lint import ROOT
@@ -30,6 +33,18 @@ def test_every_named_file_exists() -> None:
 def test_every_named_metric_is_documented() -> None:
     documented = set(re.findall(r"^\| `(meshpulse_\w+)`", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
     assert set(re.findall(r"meshpulse_\w+", PAGE)) <= documented
+
+
+def test_systemd_knows_every_directive(tmp_path: Path) -> None:
+    tool = shutil.which("systemd-analyze")
+    if tool is None:
+        pytest.skip("needs systemd-analyze")
+    unit = (ROOT / "deploy" / "systemd" / "meshpulse.service").read_text()
+    copy = tmp_path / "meshpulse.service"
+    copy.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", unit, flags=re.MULTILINE))
+    done = subprocess.run([tool, "verify", copy], capture_output=True, text=True, check=False)
+    said = [line for line in done.stderr.splitlines() if "meshpulse.service" in line]
+    assert said == []
 
 
 def test_the_unit_starts_what_exists() -> None:
