@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from enum import IntEnum
 
 import numpy as np
@@ -146,6 +146,13 @@ class Batch:
         if name in self._gone or (self._keep is not None and name not in self._keep and name not in SPECIAL):
             return Values.absent(len(self))
         return self._stored(name)
+
+    def is_of_streams(self, names: Sequence[str]) -> bool:
+        """Whether all of these labels are still those of the streams, as they came."""
+        if self._gone or self._keep is not None or any(name in self.origins for name in names):
+            return False
+        metadata = self._metadata()
+        return not any(name in metadata for name in names)
 
     def pending(self) -> dict[str, str]:
         """Label -> stored field that nobody has read yet."""

@@ -30,6 +30,7 @@ class SeriesNumbers:
         self._without = frozenset(without)
         self._series_max = series_max
         self._numbers: dict[tuple[tuple[str, str], ...], int] = {}
+        self._of_ref = np.full(1, -1, np.int32)  # series of a stream, where only its own labels count
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -50,6 +51,8 @@ class SeriesNumbers:
         BadDataError        too many series, or lines that carry an error
         """
         names = self.names(batch)
+        if self._grouping is not None and not self._grouping.without and batch.is_of_streams((*names, ERROR)):
+            return self._number_streams(batch, names)
         columns = [batch.get(name) for name in names]
         errors = batch.errors()
         if errors is not None:
@@ -71,6 +74,25 @@ class SeriesNumbers:
             )
             numbers[at] = self._of(key)
         return numbers[group]
+
+    def _number_streams(self, batch: Batch, names: Sequence[str]) -> NDArray[np.int32]:
+        """By stream: numbered once in a query, whatever the number of batches."""
+        frame = batch.frame
+        refs = frame.refs
+        highest = int(refs.max())
+        if highest >= len(self._of_ref):
+            grown = np.full(max(highest + 1, 2 * len(self._of_ref)), -1, np.int32)
+            grown[: len(self._of_ref)] = self._of_ref
+            self._of_ref = grown
+        numbers = self._of_ref[refs]
+        if (numbers < 0).any():
+            seen = np.zeros(len(refs), np.bool_)
+            seen[frame.stream_row] = True  # only streams that have a line make a series
+            for row in np.flatnonzero(seen & (numbers < 0)).tolist():
+                labels = frame.labels.labels(row)
+                numbers[row] = self._of(tuple((name, labels[name]) for name in names if name in labels))
+            self._of_ref[refs] = numbers
+        return numbers[frame.stream_row]
 
     def _number_one(self, name: str, codes: NDArray[np.int32], texts: Sequence[str]) -> NDArray[np.int32]:
         seen = np.zeros(len(texts) + 1, np.bool_)
