@@ -66,6 +66,7 @@ class EmptyLogs:
         *,
         needles: Sequence[bytes] = (),  # noqa: ARG002
         backward: bool = True,  # noqa: ARG002
+        ordered: bool = True,  # noqa: ARG002
     ) -> Iterator[LogFrame]:
         """No entries."""
         return iter(())

@@ -281,9 +281,15 @@ class StoredColumn:
         self._ints: NDArray[np.int64] | None = None
         self._codes: NDArray[np.uint8] | None = None
         self._first_int: NDArray[np.int64] = NO_INTS
+        self._kept: Texts | None = None
         self._odd: tuple[NDArray[np.int64], Texts] | None = None
         self.type: str = entry["t"]
         self.escaped = bool(entry.get("e"))
+
+    @property
+    def constant(self) -> bytes | None:
+        """The one text of a column that has no other."""
+        return self._entry["v"].encode("latin-1") if self.type == "const" else None
 
     @property
     def hex_width(self) -> int:
@@ -317,6 +323,12 @@ class StoredColumn:
             self._codes = codes
         return self._codes
 
+    def _texts(self, key: str) -> Texts:
+        """The dictionary, the skeletons, or all texts."""
+        if self._kept is None:
+            self._kept = self._blobs.texts(self._entry[key])
+        return self._kept
+
     def odd(self) -> tuple[NDArray[np.int64], Texts]:
         """(rows, texts) of the exceptions."""
         if self._odd is None:
@@ -348,9 +360,9 @@ class StoredColumn:
             text = Texts.of([self._entry["v"].encode("latin-1")])
             return Spans(text.data, np.zeros(k, np.int64), np.full(k, int(text.offsets[1])))
         if self.type == "dict":
-            return spans_of(self._blobs.texts(self._entry["d"])).rows(self._bytes()[rows].astype(np.int64))
+            return spans_of(self._texts("d")).rows(self._bytes()[rows].astype(np.int64))
         if self.type == "str":
-            return spans_of(self._blobs.texts(self._entry["p"])).rows(rows)
+            return spans_of(self._texts("p")).rows(rows)
         if self.type == "hex":
             width = self.hex_width
             half = width // 2
@@ -381,7 +393,7 @@ class StoredColumn:
 
     def _fill(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.uint8]:
         codes = self._bytes()
-        texts = self._blobs.texts(self._entry["d"])
+        texts = self._texts("d")
         if self._ints is None:
             slots = np.array([text.count(kernels.SLOT) for text in texts.to_list()], np.int64)
             counts = slots[codes]
@@ -421,10 +433,9 @@ class StoredColumn:
 
     def holds(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of some rows have the literal inside their text; decodes only what can have it."""
-        entry = self._entry
         flags = self._by_value(lambda text: needle in text, rows)
         if flags is None and self.type == "skel" and not _DIGITS & set(needle) and kernels.SLOT not in needle:
-            flags = self._flags(entry["d"], lambda text: needle in text)[self._bytes()[rows]]
+            flags = self._flags(lambda text: needle in text)[self._bytes()[rows]]
         if flags is None and self.type in _ALPHABETS:
             longest = self.hex_width if self.type == "hex" else kernels.NUMBER_BYTES_MAX
             if len(needle) > longest or set(needle) - _ALPHABETS[self.type]:
@@ -449,15 +460,15 @@ class StoredColumn:
         find_at_begin(*self.spans(rows), np.frombuffer(needle, np.uint8), int(whole), found)
         return found.view(np.bool_)
 
-    def _flags(self, texts: Any, good: Callable[[bytes], bool]) -> NDArray[np.bool_]:
-        return np.array([good(text) for text in self._blobs.texts(texts).to_list()], np.bool_)
+    def _flags(self, good: Callable[[bytes], bool]) -> NDArray[np.bool_]:
+        return np.array([good(text) for text in self._texts("d").to_list()], np.bool_)
 
     def _by_value(self, good: Callable[[bytes], bool], rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """The answer where the column has few values; None for other types."""
         if self.type == "const":
             return np.full(len(rows), good(self._entry["v"].encode("latin-1")))
         if self.type == "dict":
-            flags = self._flags(self._entry["d"], good)
+            flags = self._flags(good)
             return flags[self._bytes()[rows]] if flags.any() else np.zeros(len(rows), np.bool_)
         return None
 
@@ -484,7 +495,7 @@ class StoredColumn:
         inside = at < len(odd_rows)
         hit[inside] = odd_rows[at[inside]] == rows[inside]
         if self.type == "dict":
-            known = self._blobs.texts(self._entry["d"])
+            known = self._texts("d")
             codes = self._bytes()[rows].astype(np.int32)
             if hit.any():
                 count = len(known.offsets) - 1

@@ -167,7 +167,7 @@ class LogFrame:
     refs : (n_streams,) uint32      number of each stream in its tenant; the same in every frame of a process
     labels : LabelTable             one row a stream
     stream_row : (n,) int32         row of ``labels`` and ``refs`` of each entry
-    ts_ns : (n,) int64              ascending; entries of one time in the order they arrived
+    ts_ns : (n,) int64              ascending, unless ``ordered`` was off; entries of one time as they arrived
     frontier_ns : no later frame of the same ``select`` has an entry newer (backward) or older (forward) than this:
         a limit is served exactly once so many entries lie strictly beyond it
     """
@@ -257,6 +257,7 @@ class LogReader(Protocol):
         *,
         needles: Sequence[bytes] = (),
         backward: bool = True,
+        ordered: bool = True,
     ) -> Iterator[LogFrame]:
         """Entries of all streams that satisfy every matcher, in frames by descending (ascending) newest (oldest) time.
 
@@ -266,6 +267,8 @@ class LogReader(Protocol):
         ----------
         needles : literals that every wanted line holds; frames without any such line may be left out, and within a
             frame the lines still have to be tested (``LogFrame.contains``)
+        ordered : False = the entries of a frame may come stream by stream, each ascending in time, which spares
+            sorting them: enough for counting
         """
         ...
 

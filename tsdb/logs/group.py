@@ -7,7 +7,7 @@ group is decoded alone.
 from __future__ import annotations
 
 import re
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ PATTERNS_MAX = 64
 PATTERN_ROWS_MIN = 16
 """Fewer lines than this are cheaper raw: a pattern costs about 30 bytes a value before its first row."""
 
+SCAN_ROWS = 1024
 HEAD_BYTES = 4
 _UNITS_NS = (1_000_000_000, 1_000_000, 1_000)
 _MEMBER = re.compile(rb'"?[^"\\]*[^"\\{\[,:\s]":')
@@ -181,7 +182,8 @@ def _encode_metadata(entries: Entries, blobs: BlobWriter) -> list[dict[str, Any]
     return out
 
 
-def field_names(how: int, literals: list[bytes]) -> tuple[list[str], list[FieldKind]] | None:
+@lru_cache(maxsize=4096)
+def field_names(how: int, literals: tuple[bytes, ...]) -> tuple[list[str], list[FieldKind]] | None:
     """Names and kinds of the values of a pattern; None when its lines cannot be taken for that format."""
     if how == JSON:
         return _json_names(literals)
@@ -190,7 +192,7 @@ def field_names(how: int, literals: list[bytes]) -> tuple[list[str], list[FieldK
     return None
 
 
-def _json_names(literals: list[bytes]) -> tuple[list[str], list[FieldKind]] | None:
+def _json_names(literals: tuple[bytes, ...]) -> tuple[list[str], list[FieldKind]] | None:
     names: list[str] = []
     kinds: list[FieldKind] = []
     path: list[str] = []
@@ -220,7 +222,7 @@ def _json_names(literals: list[bytes]) -> tuple[list[str], list[FieldKind]] | No
     return None if len(set(names)) < len(names) else (names, kinds)
 
 
-def _logfmt_names(literals: list[bytes]) -> tuple[list[str], list[FieldKind]] | None:
+def _logfmt_names(literals: tuple[bytes, ...]) -> tuple[list[str], list[FieldKind]] | None:
     if len(literals) < 2:
         return None
     names: list[str] = []
@@ -252,7 +254,20 @@ class _Pattern:
 
     @cached_property
     def fields(self) -> tuple[list[str], list[FieldKind]] | None:
-        return field_names(self.how, self.literals)
+        return field_names(self.how, tuple(self.literals))
+
+    @cached_property
+    def varying(self) -> tuple[list[bytes], list[StoredColumn]]:
+        """The columns that are no constants, and the literals around them with the constants in them."""
+        literals, columns = [self.literals[0]], []
+        for column, literal in zip(self.columns, self.literals[1:], strict=True):
+            text = column.constant
+            if text is None:
+                columns.append(column)
+                literals.append(literal)
+            else:
+                literals[-1] += text + literal
+        return literals, columns
 
     @cached_property
     def _edges(self) -> frozenset[int] | None:
@@ -433,16 +448,16 @@ class StoredRows:
                 made.append((at, spans.data, spans.starts, spans.lengths, [b"", b""]))
                 sizes[at] = spans.lengths
                 continue
-            pattern = self._patterns[k]
-            columns = [column.spans(own) for column in pattern.columns]
+            literals, varying = self._patterns[k].varying
+            columns = [column.spans(own) for column in varying]
             base = np.cumsum([0] + [len(c.data) for c in columns])
             pool = np.concatenate([c.data for c in columns]) if columns else np.zeros(PAD_BYTES, np.uint8)
             starts = np.concatenate(
                 [c.starts + b for c, b in zip(columns, base, strict=False)] or [np.zeros(0, np.int64)]
             )
             lengths = np.concatenate([c.lengths for c in columns] or [np.zeros(0, np.int64)])
-            sizes[at] = sum(map(len, pattern.literals)) + lengths.reshape(-1, len(own)).sum(axis=0)
-            made.append((at, pool, starts, lengths, pattern.literals))
+            sizes[at] = sum(map(len, literals)) + lengths.reshape(-1, len(own)).sum(axis=0)
+            made.append((at, pool, starts, lengths, literals))
         np.cumsum(sizes, out=offsets[1:])
         out = np.empty(int(offsets[-1]) + PAD_BYTES, np.uint8)
         out[-PAD_BYTES:] = 0
@@ -483,8 +498,13 @@ class StoredRows:
         out = np.zeros(len(rows), np.bool_)
         for k, at, own in self._parts(rows):
             found = self._patterns[k].matches(needle, own) if k < len(self._patterns) else None
-            out[at] = contains(self.lines(rows[at]), needle) if found is None else found
+            out[at] = self._scan(needle, rows[at]) if found is None else found
         return out
+
+    def _scan(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """As :meth:`matches`, by rebuilding the lines: a few at a time, so that they stay in the cache."""
+        parts = [rows[k : k + SCAN_ROWS] for k in range(0, len(rows), SCAN_ROWS)]
+        return np.concatenate([contains(self.lines(part), needle) for part in parts])
 
     def metadata_blobs(self) -> Texts:
         """Structured metadata of all rows as they are written: ``name 0xFF value 0xFF ...``."""

@@ -259,10 +259,14 @@ class Part:
             raise CorruptionError(self.meta.key, first, f"group {group} has another number of rows")
         return rows
 
+    def runs_in(self, group: int) -> slice:
+        """The runs of a group, one a stream, in the order of its rows."""
+        return slice(int(self._first_run[group]), int(self._first_run[group + 1]))
+
     def refs_of_rows(self, group: int) -> NDArray[np.int64]:
         """Stream of each row of a group, (rows,) int64 registry numbers."""
-        first, last = self._first_run[group], self._first_run[group + 1]
-        return np.repeat(self.runs.ref[first:last], self.runs.rows[first:last])
+        runs = self.runs_in(group)
+        return np.repeat(self.runs.ref[runs], self.runs.rows[runs])
 
     def all_rows(self) -> Rows:
         """Everything, for a compaction."""

@@ -27,7 +27,7 @@ from tsdb.labels import Labels
 from tsdb.limits import SeriesLimits
 from tsdb.logs.batch import LogBatch, decode_rows, encode_rows
 from tsdb.logs.buffer import BATCH_BYTES_MAX, BATCH_ROWS_MAX, LINE_BYTES_FULL, ROWS_FULL, Buffer
-from tsdb.logs.frame import ROWS_MAX, IndexStats, LogFrame, RowSource, gather
+from tsdb.logs.frame import ROWS_MAX, IndexStats, LogFrame, gather
 from tsdb.logs.part import Part, Rows, join_texts, write_part
 from tsdb.manifest import ManifestStore
 from tsdb.matchers import Matcher, MatchOp
@@ -402,6 +402,7 @@ class LogStore:
         *,
         needles: Sequence[bytes] = (),
         backward: bool = True,
+        ordered: bool = True,
     ) -> Iterator[LogFrame]:
         """Entries with ``start_ns <= ts_ns < end_ns`` in frames, newest (oldest) first: see ``LogReader.select``.
 
@@ -444,41 +445,52 @@ class LogStore:
                 frontier = start_ns - 1 if backward else end_ns
             else:
                 frontier = following[1] if backward else following[0]
-            frame = self._frame(holder, what, wanted, start_ns, end_ns, frontier)
+            if isinstance(holder, Buffer):
+                assert isinstance(what, np.ndarray)
+                frame = self._frame_of_buffer(holder, what, frontier)
+            else:
+                assert isinstance(what, int)
+                frame = self._frame_of_group(holder, what, wanted, start_ns, end_ns, frontier, ordered=ordered)
             if len(frame):
                 yield frame
 
-    def _frame(
+    def _frame_of_buffer(self, buffer: Buffer, rows: NDArray[np.int64], frontier_ns: int) -> LogFrame:
+        used, stream_row = np.unique(buffer.refs()[rows], return_inverse=True)
+        labels = self.registry.label_table(used)
+        return LogFrame(
+            used, labels, stream_row.astype(np.int32), buffer.ts_ns()[rows], buffer.source(), rows, frontier_ns
+        )
+
+    def _frame_of_group(
         self,
-        holder: Part | Buffer,
-        what: object,
+        part: Part,
+        number: int,
         wanted: NDArray[np.uint8],
         start_ns: int,
         end_ns: int,
         frontier_ns: int,
+        *,
+        ordered: bool,
     ) -> LogFrame:
-        source: RowSource
-        if isinstance(holder, Buffer):
-            assert isinstance(what, np.ndarray)
-            rows = what
-            refs, ts_ns = holder.refs()[rows].astype(np.int64), holder.ts_ns()[rows]
-            source = holder.source()
-        else:
-            assert isinstance(what, int)
-            group = holder.open(what)
-            all_refs, all_ts = holder.refs_of_rows(what), group.ts_ns
-            mask = (all_ts >= start_ns) & (all_ts < end_ns)
-            mask &= wanted[np.minimum(all_refs, len(wanted) - 1)] != 0
-            rows = np.flatnonzero(mask)
-            rows = rows[np.argsort(all_ts[rows], kind="stable")]
-            refs, ts_ns = all_refs[rows], all_ts[rows]
-            source = group
-        used, stream_row = np.unique(refs, return_inverse=True)
-        used_refs = used.astype(np.uint32)
-        return LogFrame(
-            used_refs, self.registry.label_table(used_refs), stream_row.astype(np.int32), ts_ns, source, rows,
-            frontier_ns,
-        )  # fmt: skip
+        group = part.open(number)
+        runs = part.runs_in(number)
+        refs, ts_ns = part.runs.ref[runs], group.ts_ns
+        stream_row = np.repeat(np.arange(len(refs), dtype=np.int32), part.runs.rows[runs])
+        known = refs < len(wanted)
+        hit = known & (wanted[np.where(known, refs, 0)] != 0)
+        inside = part.runs.min_ns[runs].min() >= start_ns and part.runs.max_ns[runs].max() < end_ns
+        rows = np.arange(group.n)
+        if not (inside and hit.all()):
+            rows = np.flatnonzero(hit[stream_row] & (ts_ns >= start_ns) & (ts_ns < end_ns))
+            ts_ns, stream_row = ts_ns[rows], stream_row[rows]
+            used = np.bincount(stream_row, minlength=len(refs)) > 0
+            stream_row = (np.cumsum(used, dtype=np.int32) - np.int32(1))[stream_row]
+            refs = refs[used]
+        if ordered:
+            order = np.argsort(ts_ns, kind="stable")
+            rows, ts_ns, stream_row = rows[order], ts_ns[order], stream_row[order]
+        numbers = refs.astype(np.uint32)
+        return LogFrame(numbers, self.registry.label_table(numbers), stream_row, ts_ns, group, rows, frontier_ns)
 
     def _counts(
         self, matchers: Sequence[Matcher], start_ns: int, end_ns: int

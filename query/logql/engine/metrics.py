@@ -161,7 +161,7 @@ class MetricEvaluator:
         start_ns, end_ns = self._bounds(log_range)
         first = steps.first_ms - log_range.offset_ns
         for frame in self._reader.select(
-            query.matchers, start_ns, end_ns, needles=needles_of(query.stages), backward=False
+            query.matchers, start_ns, end_ns, needles=needles_of(query.stages), backward=False, ordered=False
         ):
             ctx.check_time()
             self._scanned.lines += len(frame)
@@ -225,7 +225,7 @@ class MetricEvaluator:
         pieces = []
         start_ns, end_ns = self._bounds(log_range)
         for frame in self._reader.select(
-            query.matchers, start_ns, end_ns, needles=needles_of(query.stages), backward=False
+            query.matchers, start_ns, end_ns, needles=needles_of(query.stages), backward=False, ordered=False
         ):
             ctx.check_time()
             self._scanned.lines += len(frame)

@@ -92,6 +92,7 @@ class MemoryLogs:
         *,
         needles: Sequence[bytes] = (),
         backward: bool = True,
+        ordered: bool = True,
     ) -> Iterator[LogFrame]:
         self.needles.append(tuple(needles))
         chosen = self._matching(matchers)
