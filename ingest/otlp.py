@@ -38,10 +38,12 @@ from tsdb.errors import LimitError, Reason, RejectedError
 from tsdb.index.keys import KeyTable
 from tsdb.index.registry import REJECT_CODES, SeriesRegistry
 
-_KEYS_MAX = 1 << 23
+KEYS_MAX = 1 << 23
+"""Data points that are known by their bytes, a tenant. The next one begins a new table."""
+
 _KEY_BYTES_MAX = 4 << 30  # address space, like the following
 _FAMILIES_MAX = 1 << 26
-_RESOURCES_MAX = 1 << 17
+_RESOURCES_MAX = 1 << 16
 _KEPT_BYTES_MAX = 8 << 20  # a thread keeps its buffers below this; a larger request gets its own
 _SCRATCH_BYTES = 1 << 16
 _ONE = float_bits(1.0)
@@ -59,16 +61,24 @@ class Spellings:
     totals, newest_values, newest_ms : (series,) running totals of deltas, see ``kernels.accumulate``
     """
 
-    def __init__(self, series_max: int) -> None:
+    def __init__(self, series_max: int, keys_max: int) -> None:
         self.lock = threading.Lock()
+        self.full = False  # some table has no room: to be begun anew
         self.resources = KeyTable(_RESOURCES_MAX, _KEY_BYTES_MAX)
         self.known_resources: list[tuple[Resource, int]] = []  # with the ref of target_info, or _NO_SERIES
-        self.keys = KeyTable(_KEYS_MAX, _KEY_BYTES_MAX)
+        self.keys = KeyTable(keys_max, _KEY_BYTES_MAX)
         self.families: NDArray[np.uint32] = Arena(np.uint32, _FAMILIES_MAX).array
         self.families_used = 0
         self.totals: NDArray[np.float64] = Arena(np.float64, series_max).array
         self.newest_values: NDArray[np.float64] = Arena(np.float64, series_max).array
         self.newest_ms: NDArray[np.int64] = Arena(np.int64, series_max).array
+
+    def renewed(self, keys_max: int) -> Spellings:
+        """Empty tables with the same totals: what is alive comes back at once, what is long gone does not."""
+        fresh = Spellings(0, keys_max)
+        fresh.lock = self.lock
+        fresh.totals, fresh.newest_values, fresh.newest_ms = self.totals, self.newest_values, self.newest_ms
+        return fresh
 
     def add_families(self, runs: Sequence[Sequence[int]]) -> NDArray[np.uint32]:
         """Places of new runs; ``_NO_SERIES`` when there is no room."""
@@ -123,10 +133,18 @@ class OtlpReceiver:
     ----------
     writer : hands samples to the store
     limits : what one request may be
+    keys_max : data points known by their bytes, a tenant
     accept_delta : whether points of delta temporality are added up to running totals; otherwise they are refused
     """
 
-    def __init__(self, writer: SampleWriter, limits: WriteLimits | None = None, accept_delta: bool = False) -> None:
+    def __init__(
+        self,
+        writer: SampleWriter,
+        limits: WriteLimits | None = None,
+        accept_delta: bool = False,
+        keys_max: int = KEYS_MAX,
+    ) -> None:
+        self._keys_max = keys_max
         self._writer = writer
         self._limits = limits or WriteLimits()
         self._accept_delta = accept_delta
@@ -158,9 +176,14 @@ class OtlpReceiver:
 
     def _spellings_of(self, registry: SeriesRegistry) -> Spellings:
         found = self._spellings.get(registry)
-        if found is None:
+        if found is None or found.full:
             with self._lock:
-                found = self._spellings.setdefault(registry, Spellings(len(registry.series_hash)))
+                found = self._spellings.get(registry)
+                if found is None:
+                    found = Spellings(len(registry.series_hash), self._keys_max)
+                elif found.full:
+                    found = found.renewed(self._keys_max)
+                self._spellings[registry] = found
         return found
 
     def _parse(self, spellings: Spellings, size: int, scratch: _Scratch) -> int:
@@ -276,7 +299,7 @@ class _Request:
             if resource.info is None or ref != _NO_SERIES:
                 with spellings.lock:
                     spellings.known_resources.append(entry)
-                    spellings.resources.add(message, len(spellings.known_resources) - 1)
+                    spellings.full |= spellings.resources.add(message, len(spellings.known_resources) - 1) < 0
 
     def _add_target_info(self) -> None:
         """One sample for each resource that has a description, at the time of its newest point."""
@@ -397,7 +420,9 @@ class _Request:
         begins = ends - np.array([len(part) for part in parts])
         room = places != _NO_SERIES
         data: NDArray[np.uint8] = np.frombuffer(b"".join(parts) + bytes(PAD_BYTES), np.uint8)
-        self._spellings.keys.add_batch(data, begins[room], ends[room], places[room])
+        keys = self._spellings.keys.add_batch(data, begins[room], ends[room], places[room])
+        if not room.all() or (keys < 0).any():
+            self._spellings.full = True
 
     def _accumulate(self, batch: SampleBatch) -> NDArray[np.bool_]:
         """Turn the deltas of a batch into totals, in place; which samples to store."""

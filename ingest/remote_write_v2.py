@@ -36,7 +36,9 @@ from tsdb.index.symbols import SYMBOLS_MAX
 
 log = logging.getLogger(__name__)
 
-_KEYS_MAX = SPELLINGS_PER_SERIES << 21
+KEYS_MAX = SPELLINGS_PER_SERIES << 21
+"""Spellings kept a tenant: four of each of two million series. The next one begins a new table."""
+
 _KEY_BYTES_MAX = 4 << 30  # address space
 _REPLICAS_MAX = 10_000
 _KEPT_BYTES_MAX = 8 << 20  # a thread keeps its buffers below this; a larger body gets its own
@@ -56,11 +58,11 @@ class Spellings:
 
     __slots__ = ("keys", "metadata", "next_symbols", "replicas")
 
-    def __init__(self) -> None:
+    def __init__(self, keys_max: int) -> None:
         self.replicas: set[bytes] = set()
-        self.keys = KeyTable(_KEYS_MAX, _KEY_BYTES_MAX)
+        self.keys = KeyTable(keys_max, _KEY_BYTES_MAX)
         self.next_symbols: NDArray[np.uint32] = Arena(np.uint32, SYMBOLS_MAX).array
-        self.metadata: NDArray[np.uint32] = Arena(np.uint32, _KEYS_MAX + 1).array
+        self.metadata: NDArray[np.uint32] = Arena(np.uint32, keys_max + 1).array
 
 
 class _Scratch:
@@ -100,11 +102,17 @@ class RemoteWriteV2Receiver:
     writer : hands samples to the store
     limits : what one request may be
     pairs : labels of pairs of senders; None = there are none
+    keys_max : spellings kept a tenant
     """
 
     def __init__(
-        self, writer: SampleWriter, limits: WriteLimits | None = None, pairs: ReplicaLabels | None = None
+        self,
+        writer: SampleWriter,
+        limits: WriteLimits | None = None,
+        pairs: ReplicaLabels | None = None,
+        keys_max: int = KEYS_MAX,
     ) -> None:
+        self._keys_max = keys_max
         self._writer = writer
         self._limits = limits or WriteLimits()
         self._pairs = pairs
@@ -185,7 +193,7 @@ class RemoteWriteV2Receiver:
         found = self._spellings.get(registry)
         if found is None:
             with self._lock:
-                found = self._spellings.setdefault(registry, Spellings())
+                found = self._spellings.setdefault(registry, Spellings(self._keys_max))
         return found
 
     def _parse(self, registry: SeriesRegistry, spellings: Spellings, size: int, scratch: _Scratch) -> int:
@@ -238,7 +246,10 @@ class RemoteWriteV2Receiver:
             begins = np.concatenate((np.zeros(1, np.int64), ends[:-1]))
             has_key = ends > begins
             of_key = found[good][has_key].astype(np.uint32)
-            spellings.keys.add_batch(texts.runs, begins[has_key], ends[has_key], of_key)
+            keys = spellings.keys.add_batch(texts.runs, begins[has_key], ends[has_key], of_key)
+            if (keys < 0).any():  # full of series that are long gone: those that are alive come back at once
+                with self._lock:
+                    self._spellings[registry] = Spellings(self._keys_max)
         per_sample = np.repeat(np.where(good, found, -1), misses[:, kernels.MISS_SAMPLES])
         pending = np.flatnonzero(refs == kernels.PENDING)
         refs[pending] = np.maximum(per_sample, 0).astype(np.uint32)

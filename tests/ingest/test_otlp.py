@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 
-from ingest.kernels.otlp import FACT_MISSES
+from ingest.kernels.otlp import FACT_MISSES, accumulate
 from ingest.otlp import OtlpReceiver
 from ingest.otlp_json import to_protobuf
 from ingest.otlp_names import label_name, metric_name, value_text
@@ -206,6 +206,49 @@ def test_known_points_take_no_python() -> None:
         body.histogram("latency", [1, 2, 3], [0.1, 1.0], 4.5, NOW + round_)
         beside.check(body.raw())
         assert beside.receiver._scratch.facts[FACT_MISSES] == (31 if round_ == 0 else 0)
+
+
+def test_a_full_table_begins_anew() -> None:
+    tenant = FakeTenant()
+    receiver = OtlpReceiver(SampleWriter(ManualClock(NOW), Tally()), keys_max=10, accept_delta=True)
+    for round_ in range(4):
+        body = Body(service__name="x")
+        for i in range(6):
+            body.number("m", 1, NOW + round_, i=i + 6 * (round_ // 2))
+        metric = body.metric("jobs")
+        metric.sum.aggregation_temporality = 1
+        metric.sum.data_points.add(time_unix_nano=(NOW + round_) * MS, as_double=1.0)
+        receiver.receive(tenant, body.raw())
+    assert len(receiver._spellings_of(tenant.registry).keys) == 7
+    assert tenant.series()[(("__name__", "jobs"), ("job", "x"))][NOW + 3] == bits(4.0)  # the totals stay
+
+
+@settings(max_examples=200, deadline=None)
+@pytest.mark.kernel
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(-2, 5), st.booleans(), st.sampled_from([0.5, 1.0, 2.0])), max_size=12
+    )
+)
+def test_totals_are_their_twin(rows: list[tuple[int, int, bool, float]]) -> None:
+    refs, ts_ms, delta, given_values = (np.array(column) for column in zip(*rows, strict=True)) if rows else ([],) * 4
+    values = np.array(given_values, np.float64)
+    stale = values == 2.0
+    values.view(np.uint64)[stale] = STALE_BITS
+    before = values.tolist()
+    totals, newest, newest_ms = np.zeros(3), np.zeros(3), np.zeros(3, np.int64)
+    keep = np.empty(len(rows), np.uint8)
+    refused = accumulate(
+        np.array(refs, np.uint32), np.array(ts_ms, np.int64), np.array(delta, np.uint8),
+        values.view(np.uint64), values, totals, newest, newest_ms, keep,
+    )  # fmt: skip
+    wanted, kept = reference.accumulate(
+        [(r, t, d and not s, v) for (r, t, d, _), s, v in zip(rows, stale, before, strict=True)]
+    )
+    assert keep.tolist() == kept
+    assert refused == kept.count(0)
+    for got, want, good, was in zip(values.tolist(), wanted, kept, stale, strict=True):
+        assert not good or was or got == want
 
 
 @pytest.mark.kernel

@@ -51,11 +51,11 @@ def stored_as(pairs: list[tuple[bytes, bytes]] | None) -> Pairs | None:
     """Labels as the registry keeps them; None when it refuses them."""
     if pairs is None or any(not name for name, _ in pairs):
         return None
-    kept = [(name, value) for name, value in pairs if value]
     try:
-        texts = sorted((name.decode(), value.decode()) for name, value in kept)
+        texts = sorted((name.decode(), value.decode()) for name, value in pairs)
     except UnicodeDecodeError:
         return None
+    texts = [(name, value) for name, value in texts if value]
     names = [name for name, _ in texts]
     return tuple(texts) if len(set(names)) == len(names) and "__name__" in names else None
 

@@ -126,3 +126,20 @@ def parse(body: bytes) -> list[Row]:
         if newest is not None and others and own:
             rows.append(({**labels_of(others), **own, "__name__": "target_info"}, newest, bits(1.0)))
     return [(tuple(sorted((n, v) for n, v in labels.items() if v)), ms, value) for labels, ms, value in rows]
+
+
+def accumulate(rows: list[tuple[int, int, bool, float]]) -> tuple[list[float], list[int]]:
+    """(series, milliseconds, whether it is a delta, value) rows as totals, and 0 for those that are refused."""
+    totals: dict[int, float] = {}
+    newest: dict[int, tuple[int, float]] = {}
+    out, keep = [], []
+    for series, ms, delta, value in rows:
+        known = newest.get(series)
+        first = known is None or known[0] == 0
+        good = not delta or first or ms > known[0] or (ms, value) == known
+        if delta and good and (first or (ms, value) != known):
+            newest[series] = ms, value
+            totals[series] = totals.get(series, 0.0) + value
+        out.append(totals[series] if delta and good else value)
+        keep.append(int(good))
+    return out, keep
