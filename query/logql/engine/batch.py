@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence, Set
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ class Origin(IntEnum):
     PARSED = 2
 
 
+@lru_cache(maxsize=4096)
 def label_name(name: str) -> str:
     """A field's name as a label: ``http.method`` -> ``http_method``."""
     name = name.strip()
@@ -46,7 +48,19 @@ class Batch:
     samples : (n,) float64 values that ``unwrap`` has read, None before
     """
 
-    __slots__ = ("_cache", "_fields", "_gone", "_keep", "_lines", "_set", "frame", "origins", "samples", "wanted")
+    __slots__ = (
+        "_cache",
+        "_fields",
+        "_gone",
+        "_keep",
+        "_lines",
+        "_metadata_names",
+        "_set",
+        "frame",
+        "origins",
+        "samples",
+        "wanted",
+    )
 
     def __init__(self, frame: LogFrame, wanted: frozenset[str] | None) -> None:
         self.frame = frame
@@ -59,6 +73,7 @@ class Batch:
         self._gone: set[str] = set()
         self._keep: set[str] | None = None
         self._lines: Texts | None = None
+        self._metadata_names: dict[str, str] | None = None
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -109,8 +124,11 @@ class Batch:
 
     def _metadata(self) -> dict[str, str]:
         """Label -> key of structured metadata; a key that is a label of the stream too is ``<key>_extracted``."""
+        if self._metadata_names is not None:
+            return self._metadata_names
         stream = self.frame.labels.names
         found: dict[str, str] = {}
+        self._metadata_names = found
         for raw in self.frame.metadata_names:
             name = label_name(raw)
             found.setdefault(f"{name}_extracted" if name in stream else name, raw)
@@ -226,12 +244,25 @@ class Batch:
             self.drop(name)
         self._keep = {*names} if self._keep is None else self._keep & {*names}
 
+    def is_stored(self, name: str) -> bool:
+        """Whether a label is there as it came."""
+        if name in self.origins or name in self._gone:
+            return False
+        if self._keep is not None and name not in self._keep and name not in SPECIAL:
+            return False
+        return name in self.frame.labels.names or name in self._metadata()
+
     def parsed_name(self, field: str) -> str:
         """The label of a parsed field: one that the stream (or its metadata) has already is ``<name>_extracted``."""
         name = label_name(field)
-        if name in self.stored_names():
-            return f"{name}_extracted"
-        return name
+        return f"{name}_extracted" if self.is_stored(name) else name
+
+    def wants_field(self, field: str) -> bool:
+        """Whether the label of a parsed field has to be made, whatever it is called."""
+        if self.wanted is None:
+            return True
+        name = label_name(field)
+        return name in self.wanted or f"{name}_extracted" in self.wanted
 
     # ---------------------------------------------------------------- errors
 

@@ -130,7 +130,7 @@ def _set_fields(batch: Batch, fields: Fields) -> None:
     """Make labels of the fields that anybody wants."""
     lines = batch.lines()
     for name, numbers in _labels(fields):
-        if not name:
+        if not name or not batch.wants_field(name):
             continue
         target = batch.parsed_name(name)
         if not batch.wants(target):
@@ -146,7 +146,7 @@ def run_json(batch: Batch, parser: JsonParser) -> None:
         _extract_json(batch, parser.extractions, stored)
         return
     if stored:
-        for field in batch.frame.field_names:
+        for field in filter(batch.wants_field, batch.frame.field_names):
             target = batch.parsed_name(field)
             if batch.wants(target):
                 batch.set_field(target, field)
