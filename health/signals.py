@@ -6,6 +6,7 @@ sample; from then on a tick costs array operations only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -45,12 +46,15 @@ class SeriesReader:
     ----------
     mapping : what to read, and what it means
     service_of : finds or makes services
+    only : read this service alone
     """
 
-    def __init__(self, mapping: SeriesMapping, service_of: ServiceOf) -> None:
+    def __init__(self, mapping: SeriesMapping, service_of: ServiceOf, only: str = "") -> None:
         self.mapping = mapping
         self._service_of = service_of
-        self._matchers = [Matcher("__name__", MatchOp.REGEX, "|".join(mapping.metrics))]
+        self._matchers = [Matcher("__name__", MatchOp.REGEX, "|".join(map(re.escape, mapping.metrics)))]
+        if only and mapping.service:
+            self._matchers.append(Matcher(mapping.service, MatchOp.EQUAL, only))
         self._rules = {counter.metric: counter for counter in mapping.counters}
         self._counters = CounterTable()
         self._names: tuple[str, ...] = ()

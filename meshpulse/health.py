@@ -12,6 +12,7 @@ from health.adapters.rest_eds import PATH as EDS_PATH
 from health.adapters.rest_eds import RestEds
 from health.api import PREFIX, HealthApi
 from health.journal import Journal
+from health.judgements import Judgements
 from health.lease import ActuatorLease
 from health.loop import HealthLoop, LoopSettings
 from health.mapping import parse_mapping
@@ -60,7 +61,7 @@ def build_health(config: Config, db: TSDB, clock: Clock) -> HealthParts | None:
     writer = VerdictWriter(tenant, milliseconds(wanted.write_interval)) if wanted.write_series else None
     journal = Journal(config.storage.path / "health")
     loop = HealthLoop(tenant, settings, journal, clock.now_ms(), writer)
-    ticking, beside = ThreadPoolExecutor(1, "health"), ThreadPoolExecutor(2, "topology")
+    ticking, beside = ThreadPoolExecutor(1, "health"), ThreadPoolExecutor(2, "health-beside")
     runner = HealthRunner(
         loop,
         clock,
@@ -73,4 +74,6 @@ def build_health(config: Config, db: TSDB, clock: Clock) -> HealthParts | None:
     )
     files = FileEds(loop, runner.lease, [parse_file(data) for data in wanted.file_eds])
     runner.followers.append(files)
-    return HealthParts(runner, HealthApi(runner), RestEds(runner), files, (ticking, beside))
+    api = HealthApi(runner)
+    Judgements(runner, tenant, beside).add_to(api)
+    return HealthParts(runner, api, RestEds(runner), files, (ticking, beside))

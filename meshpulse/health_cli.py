@@ -99,3 +99,23 @@ def explain(
         raise typer.Exit(1) from None
     for line in [json.dumps(data, indent=2)] if as_json else explanation_lines(data):
         typer.echo(line)
+
+
+@app.command()
+def gate(
+    rollout: Annotated[str, typer.Argument(help="Name of the rollout, for logs.")],
+    service: Annotated[str, typer.Option(help="Name of the service.")],
+    version: Annotated[str, typer.Option(help="The version that is being rolled out.")],
+    window: Annotated[str, typer.Option(help="How far to look back.")] = "10m",
+    url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:9090",
+    token: Annotated[str, typer.Option(envvar="MESHPULSE_TOKEN", help="A token with the role read.")] = "",
+) -> None:
+    """Whether a rollout may go on: exit code 0 go, 1 halt, 2 not enough evidence (or no answer)."""
+    try:
+        path = f"gates/{urllib.parse.quote(rollout, safe='')}"
+        data = ask(url, token, path, service=service, version=version, window=window, status="200")
+    except AskError as error:
+        typer.echo(f"meshpulse: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"{data['verdict']}: {data['reason']}")
+    raise typer.Exit({"go": 0, "halt": 1}.get(data["verdict"], 2))

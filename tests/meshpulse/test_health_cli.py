@@ -31,7 +31,12 @@ DATA: dict[str, Any] = {
 class Stand(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         found = "endpoint=a%3A1" in self.path and self.headers.get("authorization") == "Bearer secret"
-        body = {"status": "success", "data": DATA} if found else {"status": "error", "error": "no endpoint"}
+        if "/gates/" in self.path:
+            found = "status=200" in self.path
+            verdict = self.path.partition("/gates/")[2].partition("?")[0]
+            body = {"status": "success", "data": {"verdict": verdict, "reason": "because"}}
+        else:
+            body = {"status": "success", "data": DATA} if found else {"status": "error", "error": "no endpoint"}
         data = json.dumps(body).encode()
         self.send_response(200 if found else 404)
         self.send_header("content-length", str(len(data)))
@@ -74,3 +79,10 @@ def test_what_goes_wrong_is_said(url: str) -> None:
     nobody = CliRunner().invoke(app, ["health", "explain", "svc", "b:1", "--url", "http://127.0.0.1:9"])
     assert nobody.exit_code == 1
     assert "does not answer" in nobody.output
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("go", 0), ("halt", 1), ("wait", 2)])
+def test_gate(url: str, verdict: str, code: int) -> None:
+    done = CliRunner().invoke(app, ["health", "gate", verdict, "--service", "s", "--version", "v2", "--url", url])
+    assert done.exit_code == code
+    assert f"{verdict}: because" in done.output

@@ -1,0 +1,110 @@
+"""Totals of a service over a stretch of time, read from the store as the loop reads it: for comparisons and gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from health.mapping import SeriesMapping
+from health.policy import Policy
+from health.service import Service
+from health.signals import Frames, SeriesReader
+from health.verdicts import ServiceState
+from health.window import Channel, ServiceWindow
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What was counted of one service.
+
+    Attributes
+    ----------
+    observers, endpoints, zones, versions : names of rows and columns, labels of columns
+    errors, attempts : (P, H) float64
+    buckets : (G, H, J) float64, not cumulative; J = 0 without latency
+    warnings : of the store
+    """
+
+    observers: tuple[str, ...]
+    endpoints: tuple[str, ...]
+    zones: tuple[str, ...]
+    versions: tuple[str, ...]
+    errors: Floats
+    attempts: Floats
+    buckets: Floats
+    warnings: tuple[str, ...]
+
+
+class _TotalWindow(ServiceWindow):
+    """A window without an end: sums of everything added."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy, 0, 0)
+        self.totals = {channel: np.zeros((0, 0)) for channel in Channel}
+        self.buckets = np.zeros((0, 0, 0))
+
+    def add(
+        self,
+        channel: Channel,
+        observers: NDArray[np.int64],
+        endpoints: NDArray[np.int64],
+        begin_ms: NDArray[np.int64],  # noqa: ARG002
+        times_ms: NDArray[np.int64],  # noqa: ARG002
+        deltas: Floats,
+    ) -> None:
+        np.add.at(self.totals[channel], (observers, endpoints), deltas)
+
+    def add_latency(
+        self,
+        groups: NDArray[np.int64],
+        endpoints: NDArray[np.int64],
+        buckets: NDArray[np.int64],
+        begin_ms: NDArray[np.int64],  # noqa: ARG002
+        times_ms: NDArray[np.int64],  # noqa: ARG002
+        deltas: Floats,
+    ) -> None:
+        np.add.at(self.buckets, (groups, endpoints, buckets), np.maximum(deltas, 0.0))
+
+    def rearrange(self, observers: NDArray[np.int64], endpoints: NDArray[np.int64]) -> None:
+        super().rearrange(observers, endpoints)
+        p, h = (int(np.count_nonzero(sources >= 0)) for sources in (observers, endpoints))
+        for channel, old in self.totals.items():
+            new = np.zeros((len(observers), len(endpoints)))
+            new[:p, :h] = old
+            self.totals[channel] = new
+
+    def divide_latency(self, n_groups: int, n_buckets: int, zones: tuple[str, ...]) -> None:
+        super().divide_latency(n_groups, n_buckets, zones)
+        self.buckets = np.zeros((n_groups, self.shape[1], n_buckets))
+
+
+def read_totals(frames: Frames, mappings: Sequence[SeriesMapping], service: str, start_ms: int, end_ms: int) -> Totals:
+    """Sum what one service's series counted in (start, end]; several mappings are added up.
+
+    Raises
+    ------
+    tsdb.errors.LimitError        more series or samples than one selection may read
+    """
+    policy = Policy()
+    found = Service(service, policy, ServiceState(start_ms))
+    window = found.window = _TotalWindow(policy)
+    window.advance(end_ms)
+    warnings: tuple[str, ...] = ()
+    for mapping in mappings:
+        reader = SeriesReader(mapping, lambda name: found if name == service else None, only=service)
+        warnings += reader.read(frames, start_ms, end_ms)
+    return Totals(
+        tuple(found.observers),
+        tuple(found.endpoints),
+        tuple(found.zones),
+        tuple(found.versions),
+        window.totals[Channel.ERRORS],
+        window.totals[Channel.ATTEMPTS],
+        window.buckets,
+        warnings,
+    )

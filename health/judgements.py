@@ -1,0 +1,93 @@
+"""Routes of the API that judge stored history: comparisons and rollout gates."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from typing import Any
+
+from health.api import Answer, ApiError, HealthApi, Request, success
+from health.compare import MARGIN, Side, compare_sides
+from health.gates import STATUS, gate
+from health.history import Totals, read_totals
+from health.policy_text import parse_duration_ms
+from health.runner import HealthRunner
+from health.signals import Frames
+from tsdb.errors import LimitError
+
+_WINDOW_MS_MAX = 6 * 3_600_000
+
+
+class Judgements:
+    """Adds its routes to the API; reading history runs on threads of its own, never on the loop's.
+
+    Parameters
+    ----------
+    frames : the tenant that is read
+    """
+
+    def __init__(self, runner: HealthRunner, frames: Frames, executor: Executor) -> None:
+        self._runner = runner
+        self._frames = frames
+        self._executor = executor
+
+    def add_to(self, api: HealthApi) -> None:
+        """Serve ``compare`` and ``gates``."""
+        api.add_route("GET", "compare", self._compare)
+        for method in ("GET", "POST"):
+            api.add_route(method, r"gates/(?P<rollout>[^/]+)", self._gate)
+
+    async def _compare(self, request: Request, _: re.Match[str]) -> Answer:
+        service = request.needed("service")
+        candidate = _side(request.needed("candidate"))
+        baseline = _side(request.param("baseline")) if request.param("baseline") else None
+        data, warnings = await self._compared(service, candidate, baseline, request.params)
+        return success(data, warnings=warnings)
+
+    async def _gate(self, request: Request, found: re.Match[str]) -> Answer:
+        params: dict[str, str] = dict(request.params)
+        if request.method == "POST" and request.body:
+            params |= {key: str(value) for key, value in request.json().items()}
+        service, version = params.get("service") or params.get("cluster"), params.get("version")
+        if not service or not version:
+            raise ApiError("bad_data", "service and version are needed")
+        health, now_ms = self._runner.health, self._runner.clock.now_ms()
+        compared, warnings = await self._compared(service, Side("version", version), None, params)
+        view = health.board.now.services.get(service)
+        evaluation = await self._runner.call(health.evaluations.get, service)
+        data = gate(compared, version, view, evaluation, now_ms)
+        data |= {"rollout": found["rollout"], "service": service, "revision": str(health.board.now.revision)}
+        status = 200 if params.get("status") == "200" else STATUS[data["verdict"]]
+        return success(data, status, warnings=warnings)
+
+    async def _compared(
+        self, service: str, candidate: Side, baseline: Side | None, params: Mapping[str, str]
+    ) -> tuple[dict[str, Any], list[str]]:
+        try:
+            window_ms = parse_duration_ms(params.get("window") or "10m")
+            margin = float(params.get("margin") or MARGIN)
+        except ValueError as error:
+            raise ApiError("bad_data", str(error)) from None
+        if not 0 < window_ms <= _WINDOW_MS_MAX or not 0 < margin < 1:
+            raise ApiError("bad_data", "window must be at most 6h and margin between 0 and 1")
+        health, now_ms = self._runner.health, self._runner.clock.now_ms()
+
+        def read() -> Totals:
+            return read_totals(self._frames, health.mappings, service, now_ms - window_ms, now_ms)
+
+        try:
+            totals = await asyncio.get_running_loop().run_in_executor(self._executor, read)
+        except LimitError as error:
+            raise ApiError("execution", str(error)) from None
+        policy = await self._runner.call(health.policy_of, service)
+        data = compare_sides(totals, health.facts.get(service, {}), candidate, baseline, policy, margin)
+        return {"service": service, "window": f"{window_ms // 1000}s", **data}, list(totals.warnings)
+
+
+def _side(text: str) -> Side:
+    try:
+        return Side.parse(text)
+    except ValueError as error:
+        raise ApiError("bad_data", str(error)) from None
