@@ -120,7 +120,7 @@ def first_lines(logs: LogStore, needle: bytes, limit: int, start_ns: int, end_ns
 def by_code(logs: LogStore, name: str, start_ns: int, end_ns: int) -> int:
     """Lines by value of a dictionary field."""
     counts: dict[bytes, int] = {}
-    for frame in logs.select([], start_ns, end_ns):
+    for frame in logs.select([], start_ns, end_ns, ordered=False):
         column = frame.field(name)
         if column is None or column.codes is None or column.dictionary is None:
             continue
@@ -132,7 +132,7 @@ def by_code(logs: LogStore, name: str, start_ns: int, end_ns: int) -> int:
 def numbers(logs: LogStore, name: str, start_ns: int, end_ns: int) -> int:
     """Largest number of a field."""
     largest = 0
-    for frame in logs.select([], start_ns, end_ns):
+    for frame in logs.select([], start_ns, end_ns, ordered=False):
         column = frame.field(name)
         if column is not None and column.ints is not None:
             largest = max(largest, int(column.ints.max()))
@@ -152,7 +152,7 @@ def reads(logs: LogStore, raw: int, start_ns: int, end_ns: int) -> None:
 
     def scan() -> str:
         lines = 0
-        for frame in logs.select([], start_ns, end_ns):
+        for frame in logs.select([], start_ns, end_ns, ordered=False):
             lines += int(np.count_nonzero(contains(frame.lines(), b"no such text")))
         return f"{lines} lines"
 

@@ -7,7 +7,7 @@ import numpy as np
 from tsdb.kernels._jit import const, device, i32, i64, kernel, mut, u8, u64
 from tsdb.kernels.bits import leading_zeros
 from tsdb.kernels.keys import equal_bytes, hash_bytes
-from tsdb.kernels.log_scan import copy_text
+from tsdb.kernels.vector import copy16
 
 DICT_MAX = 256
 """Most values of a dictionary: a code is one byte."""
@@ -490,11 +490,13 @@ def fill_skeletons(data, skeleton_offsets, codes, rows, ints, first_int, out, of
 @device
 def _copy_within(source, at, target, to, size, limit):
     """Copy a text without writing at or behind ``limit``."""
-    if to + size + 15 < limit:
-        copy_text(source, at, target, to, size)
-    else:
-        for k in range(size):
-            target[to + k] = source[at + k]
+    k = i64(0)
+    while k < size and to + k + 16 <= limit:
+        copy16(source, at + k, target, to + k)
+        k += 16
+    while k < size:
+        target[to + k] = source[at + k]
+        k += 1
 
 
 @kernel(i64(const(u8), const(i64), const(i64), const(u8), const(i64), const(i64), const(i64), mut(u8)))
