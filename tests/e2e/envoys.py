@@ -165,7 +165,8 @@ class EnvoyMesh:
 
         async def one() -> None:
             status = 0
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError, RuntimeError):  # the session is closed at the end
+            # RuntimeError: the session is closed at the end
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, RuntimeError):
                 async with client.get(f"http://127.0.0.1:{front}/") as reply:
                     status = reply.status
                     await reply.read()
