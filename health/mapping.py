@@ -208,7 +208,7 @@ class _Reader:
 
 
 def parse_mapping(data: object) -> SeriesMapping:
-    """A mapping of the configuration: the name of a built-in one, or one written out (docs/health.md).
+    """A mapping of the configuration: the name of a built-in one, or one written out (docs/api/health.md).
 
     Raises
     ------

@@ -318,7 +318,7 @@ class QueryConfig(Section):
 
 
 class HealthConfig(Section):
-    """Judging endpoints by what proxies report; the lists are read by ``health/`` (docs/health.md)."""
+    """Judging endpoints by what proxies report; the lists are read by ``health/`` (docs/api/health.md)."""
 
     enabled: bool = True
     tenant: str = DEFAULT_TENANT
