@@ -88,3 +88,48 @@ def only_named(pattern: str) -> str:
     """The regex with all groups but the named ones non-capturing, the names spelled ``(?P<name>``."""
     spelled = {"(": "(?:", "(?<": "(?P<"}
     return _TOKEN.sub(lambda token: spelled.get(token[0], token[0]), pattern)
+
+
+_LITERAL_MIN = 3
+"""Bytes of a literal that make it worth looking for first."""
+
+
+@lru_cache(maxsize=512)
+def required_literals(pattern: str) -> tuple[str, ...]:
+    """Texts that every match of a regex holds, as far as they are certain.
+
+    Only what is plainly there is found: a regex with alternatives, groups or flags has none.
+    """
+    if any(char in pattern for char in "|(){}"):
+        return ()
+    runs = [""]
+    at = 0
+    while at < len(pattern):
+        char = pattern[at]
+        width = 1
+        literal = char
+        if char == "\\":
+            width = 2
+            escaped = pattern[at + 1 : at + 2]
+            literal = escaped if escaped and not escaped.isalnum() else ""
+            if escaped in ("Q", "p", "P", "x") or escaped.isdigit():
+                return ()
+        elif char == "[":
+            end = pattern.find("]", at + (3 if pattern[at + 1 : at + 2] == "^" else 2))
+            if end < 0 or "[" in pattern[at + 1 : end]:
+                return ()
+            width = end + 1 - at
+            if "\\" in pattern[at:end]:
+                return ()
+            literal = ""
+        elif char in ".^$*+?":
+            literal = ""
+        behind = pattern[at + width : at + width + 1]
+        if not literal or behind in ("*", "?"):
+            runs.append("")
+        else:
+            runs[-1] += literal
+            if behind == "+":
+                runs.append("")
+        at += width
+    return tuple(run for run in dict.fromkeys(runs) if len(run.encode("utf-8", "surrogateescape")) >= _LITERAL_MIN)

@@ -91,6 +91,12 @@ class Batch:
             return self.frame.lines()
         return self._lines
 
+    def lines_of(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Texts:
+        """Some of the lines as they are now."""
+        if self._lines is None:
+            return self.frame.take(rows).lines()
+        return gather(self._lines.data, self._lines.offsets[:-1][rows], np.diff(self._lines.offsets)[rows])
+
     def set_lines(self, lines: Texts) -> None:
         """Replace all lines."""
         self._lines = lines
@@ -113,8 +119,7 @@ class Batch:
             self.samples = self.samples[rows]
         self._cache = {name: values.take(rows) for name, values in self._cache.items()}
         if self._lines is not None:
-            lines = self._lines
-            self._lines = gather(lines.data, lines.offsets[rows], np.diff(lines.offsets)[rows])
+            self._lines = self.lines_of(rows)
 
     # ---------------------------------------------------------------- labels
 

@@ -41,7 +41,7 @@ from query.logql.engine.batch import ERROR, ERROR_DETAILS, Batch, Origin
 from query.logql.engine.columns import Values, arrow_texts, decode
 from query.logql.engine.parse_fields import run_json, run_logfmt, run_unpack
 from query.logql.ip import parse_addresses
-from query.logql.patterns import named_groups, only_named, parse_pattern
+from query.logql.patterns import named_groups, only_named, parse_pattern, required_literals
 from query.logql.template import Labels, Template
 from query.logql.template_functions import TemplateError
 from query.logql.units import parse_bytes, parse_go_duration_ns
@@ -156,9 +156,24 @@ def _term_mask(batch: Batch, op: FilterOp, term: LineTerm) -> NDArray[np.bool_]:
             for text in regex.texts:
                 mask |= batch.contains(text.encode("utf-8", "surrogateescape"))
             return mask
-        matched = pc.match_substring_regex(_strings(batch.lines()), term.value)
-        return np.asarray(matched.to_numpy(zero_copy_only=False), np.bool_)
+        return _regex_mask(batch, term.value)
     return _captures(batch.lines(), term.value, need_names=False)[2]
+
+
+def _regex_mask(batch: Batch, pattern: str) -> NDArray[np.bool_]:
+    """Which lines a regex matches; only those with the texts that every match has are given to RE2."""
+    needles = required_literals(pattern)
+    if not needles:
+        matched = pc.match_substring_regex(_strings(batch.lines()), pattern)
+        return np.asarray(matched.to_numpy(zero_copy_only=False), np.bool_)
+    mask = np.ones(len(batch), np.bool_)
+    for needle in needles:
+        mask &= batch.contains(needle.encode("utf-8", "surrogateescape"))
+    rows = np.flatnonzero(mask)
+    if len(rows):
+        matched = pc.match_substring_regex(_strings(batch.lines_of(rows)), pattern)
+        mask[rows] = matched.to_numpy(zero_copy_only=False)
+    return mask
 
 
 def needles_of(stages: Sequence[Stage]) -> list[bytes]:
@@ -173,8 +188,9 @@ def needles_of(stages: Sequence[Stage]) -> list[bytes]:
                 needles.append(text.encode("utf-8", "surrogateescape"))
             elif stage.op is FilterOp.MATCHES:
                 regex = compile_regex(text)
-                if regex.shape in (Shape.LITERALS, Shape.INFIX) and len(regex.texts) == 1 and regex.texts[0]:
-                    needles.append(regex.texts[0].encode("utf-8", "surrogateescape"))
+                single = regex.shape in (Shape.LITERALS, Shape.INFIX) and len(regex.texts) == 1
+                literals = regex.texts if single else required_literals(text)
+                needles += [literal.encode("utf-8", "surrogateescape") for literal in literals if literal]
             elif stage.op is FilterOp.PATTERN:
                 needles += [literal for literal in parse_pattern(text, need_names=False).literals if literal]
     return needles
