@@ -6,6 +6,7 @@ column its type.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ TS = -1
 
 _BACKSLASH = 0x5C
 _DIGITS = frozenset(b"0123456789")
+_NO_DIGITS = re.compile(rb"[^0-9]+")
 _ALPHABETS = {"num": _DIGITS | set(b".-"), "ip": _DIGITS | set(b"."), "hex": _DIGITS | set(b"abcdef")}
 """Bytes that the regular texts of a type are made of."""
 
@@ -434,8 +436,8 @@ class StoredColumn:
     def holds(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of some rows have the literal inside their text; decodes only what can have it."""
         flags = self._by_value(lambda text: needle in text, rows)
-        if flags is None and self.type == "skel" and not _DIGITS & set(needle) and kernels.SLOT not in needle:
-            flags = self._flags(lambda text: needle in text)[self._bytes()[rows]]
+        if flags is None and self.type == "skel" and kernels.SLOT not in needle:
+            flags = self._skeletons_hold(needle, rows)
         if flags is None and self.type in _ALPHABETS:
             longest = self.hex_width if self.type == "hex" else kernels.NUMBER_BYTES_MAX
             if len(needle) > longest or set(needle) - _ALPHABETS[self.type]:
@@ -446,6 +448,15 @@ class StoredColumn:
         if flags is None:
             return contains(self.spans(rows).texts(), needle)
         return self._with_odd(flags, rows, lambda text: needle in text)
+
+    def _skeletons_hold(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """As :meth:`holds`: what is no digit stands in the skeleton, so that few rows need their text."""
+        words = _NO_DIGITS.findall(needle)
+        flags = self._flags(lambda text: all(word in text for word in words))[self._bytes()[rows]]
+        if words != [needle]:
+            maybe = np.flatnonzero(flags)
+            flags[maybe] = contains(self.spans(rows[maybe]).texts(), needle)
+        return flags
 
     def begins(self, needle: bytes, rows: NDArray[np.int64], *, whole: bool) -> NDArray[np.bool_]:
         """Which of some rows have a text that begins with the literal, or is it."""
