@@ -181,7 +181,7 @@ class PushApi:
                 self._enter()
                 self._inflight_bytes += len(body)
             try:
-                with self._tenants.leader():
+                with self._tenants.gatherer():
                     reception = self._parse(receiver, request.tenant, body)
                 result = self._tenants.result(reception.future) if reception.future else None
             finally:

@@ -62,6 +62,10 @@ class Tenants(Protocol):
         """A context at whose end the thread commits what it appended inside (:meth:`tsdb.wal.LocalLog.leader`)."""
         ...
 
+    def gatherer(self) -> AbstractContextManager[None]:
+        """The same for threads that then wait for the :meth:`result`: those inside at a time share one sync."""
+        ...
+
     def result(self, future: Future[AppendResult]) -> AppendResult:
         """Wait for what was appended, and commit meanwhile if it is this thread's turn."""
         ...

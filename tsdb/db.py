@@ -27,7 +27,7 @@ from tsdb.shard import MIN_MS, HeadCut, Shard
 from tsdb.tally import Tally
 from tsdb.tenant import FAILOVER_MS, Tenant
 from tsdb.wal.framing import TIME_NONE, Record
-from tsdb.wal.log import QUEUE_BYTES_MAX, SEGMENT_BYTES, Leader, LocalLog, SyncMode
+from tsdb.wal.log import QUEUE_BYTES_MAX, SEGMENT_BYTES, Gatherer, Leader, LocalLog, SyncMode
 
 HOUR_MS = 3_600_000
 DEFAULT_TENANT = "default"
@@ -203,6 +203,10 @@ class TSDB:
     def leader(self) -> Leader:
         """A context at whose end the calling thread commits what it appended inside."""
         return self.log.leader()
+
+    def gatherer(self) -> Gatherer:
+        """The same for threads that then wait for the :meth:`result`: those inside at a time share one sync."""
+        return self.log.gatherer()
 
     def result(self, future: Future[AppendResult]) -> AppendResult:
         """Wait for what was appended, and commit meanwhile if it is this thread's turn."""

@@ -108,6 +108,8 @@ class FakeTenants:
     def leader(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
+    gatherer = leader
+
     def result(self, future: Future[AppendResult]) -> AppendResult:
         return future.result(30)
 

@@ -159,7 +159,7 @@ def test_many_leaders_and_others_share_one_log(tmp_path: Path) -> None:
         for i in range(40):
             body = b"%d/%d" % (kind, i)
             if kind % 2:
-                with log.leader():
+                with log.leader() if kind == 1 else log.gatherer():
                     future = log.submit(Put(body))
                 positions.append(log.result(future))
             else:
@@ -206,6 +206,58 @@ def test_the_role_goes_to_a_thread_that_waits(tmp_path: Path) -> None:
     assert followers[0].thread.startswith("follower-")
     assert log.stats.syncs == before + 1
     log.submit(Put(b"and nobody holds the role")).result(30)
+    log.close()
+
+
+def test_those_who_prepare_at_the_same_time_share_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tsdb.wal.log.GATHER_S", 30.0)
+    monkeypatch.setattr("tsdb.wal.log.FOLLOW_S", 30.0)
+    log = opened(tmp_path)
+    go, positions = threading.Event(), []
+    inside = threading.Barrier(5)
+
+    def prepare(op: Put | None) -> None:
+        with log.gatherer():
+            inside.wait(30)
+            future = log.submit(op) if op else None
+            if op is None:
+                assert go.wait(30)  # the last one, and it has nothing to submit
+        if future:
+            positions.append(log.result(future))
+
+    ops = [Where(b"%d" % i) for i in range(4)]
+    threads = [threading.Thread(target=prepare, args=(op,), name=f"t{i}") for i, op in enumerate([*ops, None])]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.05)
+    assert log.stats.syncs == 0
+    go.set()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(positions) == [1, 2, 3, 4]
+    assert log.stats.syncs == 1
+    log.close()
+
+
+def test_nobody_waits_long_for_one_who_prepares(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    held, go = threading.Event(), threading.Event()
+
+    def prepare() -> None:
+        with log.gatherer():
+            held.set()
+            assert go.wait(30)
+
+    slow = threading.Thread(target=prepare)
+    slow.start()
+    assert held.wait(30)
+    for i in range(3):
+        with log.gatherer():
+            future = log.submit(Put(b"%d" % i))
+        assert log.result(future) == i + 1, "while the other one is still preparing"
+    go.set()
+    slow.join(30)
+    assert log._preparing == 0
     log.close()
 
 
