@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ingest.api import PushStats
+from ingest.logs.api import LogPushStats
 from meshpulse import version
 from query.api import QUERY_BUCKETS_S, ApiStats
 from query.loki_api import LokiApiStats
@@ -21,6 +22,7 @@ from tsdb.wal.log import SYNC_BUCKETS_S
 if TYPE_CHECKING:
     from ingest.scrape import Scraper
     from meshpulse.runtime import Runtime
+    from tsdb.db import TSDB
 
 
 def _counter(name: str, what: str, value: float) -> CounterMetricFamily:
@@ -68,11 +70,15 @@ class _Ours(Collector):
         yield from self._pushes(runtime.parts.push_api.stats)
         yield from self._queries(runtime.parts.query_api.stats)
         yield from self._log_queries(runtime.parts.loki_api.stats)
+        yield from self._log_entries(runtime.parts.db, runtime.parts.loki_push_api.stats)
         if runtime.parts.scraper:
             yield from self._scrapes(runtime.parts.scraper)
         parts = runtime.parts
         yield self._responses(
-            parts.push_api.stats.responses + parts.query_api.stats.responses + parts.loki_api.stats.responses
+            parts.push_api.stats.responses
+            + parts.query_api.stats.responses
+            + parts.loki_api.stats.responses
+            + parts.loki_push_api.stats.responses
         )
 
     def _store(self) -> Iterator[Metric]:
@@ -136,6 +142,18 @@ class _Ours(Collector):
             stats.query_seconds_sum,
         )
         yield _counter("log_query_lines", "Lines that LogQL queries looked at", stats.query_lines)
+
+    def _log_entries(self, db: TSDB, stats: LogPushStats) -> Iterator[Metric]:
+        stores = [tenant.logs.store_stats() for tenant in db.tenants()]
+        yield _counter("log_received_bytes", "Bytes of log pushes as they arrived", stats.body_bytes)
+        yield _counter("log_line_bytes", "Bytes of the lines that were accepted", stats.line_bytes_accepted)
+        yield _counter("log_entries", "Log entries stored since the start", sum(s.entries_appended for s in stores))
+        yield _counter("log_repeated", "Log entries that were there already", sum(s.repeated for s in stores))
+        yield _gauge("log_streams", "Log streams in memory", sum(s.streams for s in stores))
+        yield _gauge("log_buffered_bytes", "Log entries that are in no part yet", sum(s.buffered_bytes for s in stores))
+        yield _gauge("log_parts", "Parts of log rows on disk", sum(s.parts for s in stores))
+        yield _gauge("log_part_bytes", "Size of the parts on disk", sum(s.part_bytes for s in stores))
+        yield _gauge("log_part_entries", "Log entries in parts", sum(s.part_entries for s in stores))
 
     def _responses(self, responses: Counter[tuple[str, int]]) -> Metric:
         family = CounterMetricFamily(
