@@ -18,6 +18,9 @@ ERROR_DETAILS = "__error_details__"
 SPECIAL = frozenset((ERROR, ERROR_DETAILS, "__preserve_error__"))
 """Labels that ``keep`` never removes."""
 
+EXTRACTED = "_extracted"
+"""Behind the name of a label that the line has already from elsewhere."""
+
 _NO_LABEL_CHAR = re.compile(r"[^A-Za-z0-9_]")
 
 
@@ -40,40 +43,34 @@ def label_name(name: str) -> str:
 class Batch:
     """Lines with their labels; stages change it in place.
 
+    A label has layers: what the stream and the structured metadata say, and over it what stages have set. Which of them
+    holds is a matter of each line: another line of the batch may be of a stream without that label.
+
     Attributes
     ----------
     frame : LogFrame       streams and times, and the stored lines and fields
     wanted : names of the labels that anybody will look at, None = all
-    origins : label name -> Origin, for labels set by a stage
     samples : (n,) float64 values that ``unwrap`` has read, None before
     """
 
     __slots__ = (
-        "_cache",
-        "_fields",
-        "_gone",
-        "_keep",
-        "_lines",
-        "_metadata_names",
-        "_set",
-        "frame",
-        "origins",
-        "samples",
-        "wanted",
-    )
+        "_fields", "_gone", "_keep", "_lines", "_metadata_keys", "_set", "_stored", "_through", "_touched", "frame",
+        "samples", "wanted",
+    )  # fmt: skip
 
     def __init__(self, frame: LogFrame, wanted: frozenset[str] | None) -> None:
         self.frame = frame
         self.wanted = wanted
         self.samples: NDArray[np.float64] | None = None
-        self.origins: dict[str, Origin] = {}
         self._set: dict[str, Values] = {}
+        self._through: set[str] = set()  # of these, lines without a set value have what is stored
         self._fields: dict[str, str] = {}  # label -> stored field, not read yet
-        self._cache: dict[str, Values] = {}
+        self._stored: dict[str, dict[Origin, Values]] = {}
+        self._touched: set[str] = set()  # stored labels that some lines have lost
         self._gone: set[str] = set()
         self._keep: set[str] | None = None
         self._lines: Texts | None = None
-        self._metadata_names: dict[str, str] | None = None
+        self._metadata_keys: dict[str, str] | None = None
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -117,7 +114,10 @@ class Batch:
         self._set = {name: values.take(rows) for name, values in self._set.items()}
         if self.samples is not None:
             self.samples = self.samples[rows]
-        self._cache = {name: values.take(rows) for name, values in self._cache.items()}
+        self._stored = {
+            name: {origin: values.take(rows) for origin, values in layers.items()}
+            for name, layers in self._stored.items()
+        }
         if self._lines is not None:
             self._lines = self.lines_of(rows)
 
@@ -127,55 +127,182 @@ class Batch:
         """Whether a label has to be made at all."""
         return self.wanted is None or name in self.wanted
 
-    def _metadata(self) -> dict[str, str]:
-        """Label -> key of structured metadata; a key that is a label of the stream too is ``<key>_extracted``."""
-        if self._metadata_names is not None:
-            return self._metadata_names
-        stream = self.frame.labels.names
-        found: dict[str, str] = {}
-        self._metadata_names = found
-        for raw in self.frame.metadata_names:
-            name = label_name(raw)
-            found.setdefault(f"{name}_extracted" if name in stream else name, raw)
-        return found
+    def wants_field(self, field: str) -> bool:
+        """Whether the label of a parsed field has to be made, whatever it is called."""
+        name = label_name(field)
+        return self.wants(name) or self.wants(name + EXTRACTED)
 
-    def _stored(self, name: str) -> Values:
-        """A label as it came: structured metadata, else of the stream."""
-        known = self._cache.get(name)
-        if known is None:
-            frame = self.frame
-            raw = self._metadata().get(name)
-            column = None if raw is None else frame.metadata(raw)
-            if column is not None:
-                known = Values.of_column(column)
-            elif name in frame.labels.names:
-                known = Values.of_labels(frame.labels, name, frame.stream_row)
-            else:
-                known = Values.absent(len(frame))
-            self._cache[name] = known
-        return known
+    def _metadata(self) -> dict[str, str]:
+        """Label -> key of structured metadata."""
+        if self._metadata_keys is None:
+            self._metadata_keys = {}
+            for key in self.frame.metadata_names:
+                self._metadata_keys.setdefault(label_name(key), key)
+        return self._metadata_keys
+
+    def _of_stream(self, name: str) -> Values:
+        frame = self.frame
+        if name not in frame.labels.names:
+            return Values.absent(len(frame))
+        return Values.of_labels(frame.labels, name, frame.stream_row)
+
+    def _of_metadata(self, name: str) -> Values:
+        key = self._metadata().get(name)
+        column = None if key is None else self.frame.metadata(key)
+        return Values.absent(len(self)) if column is None else Values.of_column(column)
+
+    def _layers(self, name: str) -> dict[Origin, Values]:
+        """A label as it came; metadata whose key is a label of the line's stream is ``<key>_extracted``."""
+        layers = self._stored.get(name)
+        if layers is None:
+            layers = {}
+            if name in self.frame.labels.names:
+                layers[Origin.STREAM] = self._of_stream(name)
+            if name in self._metadata():
+                values = self._of_metadata(name)
+                stream = layers.get(Origin.STREAM)
+                layers[Origin.METADATA] = values if stream is None else values.without(stream.present)
+            base = name.removesuffix(EXTRACTED)
+            if base != name and base in self.frame.labels.names and base in self._metadata():
+                values = self._of_metadata(base).without(~self._of_stream(base).present)
+                other = layers.get(Origin.METADATA)
+                layers[Origin.METADATA] = values if other is None else other.where(other.present, values)
+            self._stored[name] = layers
+        return layers
+
+    def _as_it_came(self, name: str) -> Values:
+        layers = list(self._layers(name).values())
+        if not layers:
+            return Values.absent(len(self))
+        return layers[0] if len(layers) == 1 else layers[0].where(layers[0].present, layers[1])
+
+    def is_stored(self, name: str) -> bool:
+        """Whether a label may be there as it came."""
+        if (name in self._set or name in self._fields) and name not in self._through:
+            return False
+        if name in self._gone or (self._keep is not None and name not in self._keep and name not in SPECIAL):
+            return False
+        metadata = self._metadata()
+        return name in self.frame.labels.names or name in metadata or name.removesuffix(EXTRACTED) in metadata
 
     def get(self, name: str) -> Values:
         """A label as it is now."""
+        self._read_field(name)
         made = self._set.get(name)
-        if made is not None:
-            return made
+        if made is None:
+            return self._as_it_came(name) if self.is_stored(name) else Values.absent(len(self))
+        if name in self._through and self.is_stored(name):
+            return made.where(made.present, self._as_it_came(name))
+        return made
+
+    def _read_field(self, name: str) -> None:
+        """Read a stored field that was only promised."""
         field = self._fields.pop(name, None)
         if field is not None:
             column = self.frame.field(field)
-            made = Values.absent(len(self)) if column is None else Values.of_column(column)
-            self._set[name] = made
-            return made
-        if name in self._gone or (self._keep is not None and name not in self._keep and name not in SPECIAL):
-            return Values.absent(len(self))
-        return self._stored(name)
+            self._set[name] = Values.absent(len(self)) if column is None else Values.of_column(column)
+
+    def set(self, name: str, values: Values) -> None:
+        """Set a label of all lines."""
+        self._gone.discard(name)
+        self._through.discard(name)
+        self._fields.pop(name, None)
+        if self._keep is not None:
+            self._keep.add(name)
+        self._set[name] = values
+
+    def set_where(self, name: str, mask: NDArray[np.bool_], values: Values) -> None:
+        """Set a label of some lines."""
+        if not mask.any():
+            return
+        self._read_field(name)
+        made = self._set.get(name)
+        if made is not None:
+            self._set[name] = values.where(mask, made)
+            return
+        through = not mask.all() and self.is_stored(name)
+        self.set(name, values if mask.all() else values.without(~mask))
+        if through:
+            self._through.add(name)
+
+    def set_parsed(self, field: str, values: Values) -> None:
+        """Set the label of a parsed field where lines have it; ``<name>_extracted`` where the name is taken."""
+        name = label_name(field)
+        if not name:
+            return
+        has = values.present
+        if not self.is_stored(name):
+            if self.wants(name):
+                self.set_where(name, has, values)
+            return
+        taken = self._as_it_came(name).present
+        if self.wants(name + EXTRACTED):
+            self.set_where(name + EXTRACTED, has & taken, values)
+        if self.wants(name):
+            self.set_where(name, has & ~taken, values)
+
+    def set_field(self, field: str) -> None:
+        """Like :meth:`set_parsed` of a stored field, which is not read before somebody asks for it."""
+        name = label_name(field)
+        taken = self.is_stored(name)
+        if taken and self._as_it_came(name).present.all():
+            name, taken = name + EXTRACTED, self.is_stored(name + EXTRACTED)
+        if taken or name in self._set or name in self._fields:
+            column = self.frame.field(field)
+            if column is not None:
+                self.set_parsed(field, Values.of_column(column))
+        elif self.wants(name):
+            self.set(name, Values.absent(0))
+            del self._set[name]
+            self._fields[name] = field
+
+    def drop(self, name: str) -> None:
+        """Remove a label."""
+        self._set.pop(name, None)
+        self._fields.pop(name, None)
+        self._through.discard(name)
+        self._gone.add(name)
+
+    def remove_where(self, name: str, mask: NDArray[np.bool_]) -> None:
+        """Remove a label from some lines."""
+        self._read_field(name)
+        if name in self._set:
+            self._set[name] = self._set[name].without(mask)
+        if self.is_stored(name):
+            self._stored[name] = {origin: values.without(mask) for origin, values in self._layers(name).items()}
+            self._touched.add(name)
+
+    def keep_only(self, names: Set[str]) -> None:
+        """Remove all other labels."""
+        for name in {*self._set, *self._fields} - names - SPECIAL:
+            self.drop(name)
+        self._keep = {*names} if self._keep is None else self._keep & {*names}
+
+    def names(self) -> list[str]:
+        """Names of all labels that any line may have, sorted."""
+        stored = {*self.frame.labels.names, *self._metadata()}
+        stored |= {name + EXTRACTED for name in self._metadata() if name in self.frame.labels.names}
+        found = {*self._set, *self._fields, *filter(self.is_stored, stored)}
+        return sorted(filter(self.wants, found))
+
+    def layers(self, name: str) -> dict[Origin, Values]:
+        """A label as it is now, by where each line has it from."""
+        self._read_field(name)
+        made = self._set.get(name)
+        found = dict(self._layers(name)) if self.is_stored(name) else {}
+        if made is not None:
+            found = {origin: values.without(made.present) for origin, values in found.items()}
+            found[Origin.PARSED] = made
+        return found
 
     def is_of_streams(self, names: Sequence[str]) -> bool:
         """Whether all of these labels are still those of the streams, as they came."""
-        if self._gone or self._keep is not None or any(name in self.origins for name in names):
+        if self._gone or self._keep is not None:
             return False
-        metadata = self._metadata()
-        return not any(name in metadata for name in names)
+        made = (self._set, self._fields, self._touched, self._metadata())
+        return not any(name in names_made for name in names for names_made in made) and not any(
+            name.endswith(EXTRACTED) for name in names
+        )
 
     def pending(self) -> dict[str, str]:
         """Label -> stored field that nobody has read yet."""
@@ -194,80 +321,6 @@ class Batch:
         if len(column.ints) and np.abs(column.ints).max() >= 1 << 53:
             return None
         return column.ints / 10.0**column.scale, present
-
-    def set(self, name: str, values: Values, origin: Origin = Origin.PARSED) -> None:
-        """Set a label of all lines."""
-        self._gone.discard(name)
-        self._fields.pop(name, None)
-        if self._keep is not None:
-            self._keep.add(name)
-        self._set[name] = values
-        self.origins[name] = origin
-
-    def set_field(self, name: str, field: str) -> None:
-        """Set a label to a stored field, which is not read before somebody asks for it."""
-        if name in self._set or name in self._fields:
-            column = self.frame.field(field)
-            if column is not None:
-                values = Values.of_column(column)
-                self.set_where(name, values.present, values)
-            return
-        self.set(name, Values.absent(0))
-        del self._set[name]
-        self._fields[name] = field
-
-    def set_where(self, name: str, mask: NDArray[np.bool_], values: Values) -> None:
-        """Set a label of some lines."""
-        self.set(name, values if mask.all() else values.where(mask, self.get(name)))
-
-    def drop(self, name: str) -> None:
-        """Remove a label."""
-        self._set.pop(name, None)
-        self._fields.pop(name, None)
-        self.origins.pop(name, None)
-        self._gone.add(name)
-
-    def names(self) -> list[str]:
-        """Names of all labels that any line may have, sorted."""
-        found = {*self._set, *self._fields, *self.stored_names()}
-        return sorted(name for name in found if self.wants(name))
-
-    def stored_names(self) -> dict[str, Origin]:
-        """Labels as they came that no stage has removed or replaced."""
-        found = dict.fromkeys(self.frame.labels.names, Origin.STREAM)
-        found.update(dict.fromkeys(self._metadata(), Origin.METADATA))
-        keep = self._keep
-        return {
-            name: origin
-            for name, origin in found.items()
-            if name not in self.origins and name not in self._gone and (keep is None or name in keep or name in SPECIAL)
-        }
-
-    def keep_only(self, names: Set[str]) -> None:
-        """Remove all other labels."""
-        for name in [name for name in self.origins if name not in names and name not in SPECIAL]:
-            self.drop(name)
-        self._keep = {*names} if self._keep is None else self._keep & {*names}
-
-    def is_stored(self, name: str) -> bool:
-        """Whether a label is there as it came."""
-        if name in self.origins or name in self._gone:
-            return False
-        if self._keep is not None and name not in self._keep and name not in SPECIAL:
-            return False
-        return name in self.frame.labels.names or name in self._metadata()
-
-    def parsed_name(self, field: str) -> str:
-        """The label of a parsed field: one that the stream (or its metadata) has already is ``<name>_extracted``."""
-        name = label_name(field)
-        return f"{name}_extracted" if self.is_stored(name) else name
-
-    def wants_field(self, field: str) -> bool:
-        """Whether the label of a parsed field has to be made, whatever it is called."""
-        if self.wanted is None:
-            return True
-        name = label_name(field)
-        return name in self.wanted or f"{name}_extracted" in self.wanted
 
     # ---------------------------------------------------------------- errors
 

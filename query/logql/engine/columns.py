@@ -149,6 +149,10 @@ class Values:
         out[-1] = matcher.matches_empty
         return out[self.codes]
 
+    def without(self, mask: NDArray[np.bool_]) -> Values:
+        """Absent where the mask is set."""
+        return Values(np.where(mask, np.int32(-1), self.codes), self.texts) if mask.any() else self
+
     def where(self, mask: NDArray[np.bool_], other: Values) -> Values:
         """Of ``self`` where the mask is set, of ``other`` elsewhere."""
         if mask.all():

@@ -143,10 +143,9 @@ def _rows(batch: Batch) -> tuple[list[tuple[tuple[str, str], ...]], list[Entry]]
     parts: dict[Origin, list[tuple[str, list[str]]]] = {origin: [] for origin in Origin}
     if len(batch) < COLUMNS_ROWS_MIN:
         read_pending(batch)
-    stored = batch.stored_names()
     for name in batch.names():
-        origin = batch.origins.get(name, stored.get(name, Origin.PARSED))
-        parts[origin].append((name, batch.get(name).to_list()))
+        for origin, values in batch.layers(name).items():
+            parts[origin].append((name, values.to_list()))
     labels: list[tuple[tuple[str, str], ...]] = []
     entries: list[Entry] = []
     for row, (ts_ns, line) in enumerate(zip(batch.frame.ts_ns.tolist(), batch.line_texts(), strict=True)):

@@ -130,13 +130,8 @@ def _set_fields(batch: Batch, fields: Fields) -> None:
     """Make labels of the fields that anybody wants."""
     lines = batch.lines()
     for name, numbers in _labels(fields):
-        if not name or not batch.wants_field(name):
-            continue
-        target = batch.parsed_name(name)
-        if not batch.wants(target):
-            continue
-        values = field_values(lines, fields, _chosen(fields, numbers), len(batch))
-        batch.set_where(target, values.present, values)
+        if name and batch.wants_field(name):
+            batch.set_parsed(name, field_values(lines, fields, _chosen(fields, numbers), len(batch)))
 
 
 def run_json(batch: Batch, parser: JsonParser) -> None:
@@ -147,9 +142,7 @@ def run_json(batch: Batch, parser: JsonParser) -> None:
         return
     if stored:
         for field in filter(batch.wants_field, batch.frame.field_names):
-            target = batch.parsed_name(field)
-            if batch.wants(target):
-                batch.set_field(target, field)
+            batch.set_field(field)
         return
     fields = find_fields(batch.lines(), json_fields)
     _set_fields(batch, fields)
@@ -165,7 +158,7 @@ def _extract_json(batch: Batch, extractions: tuple[Extraction, ...], stored: boo
             column = batch.frame.field(field)
             values = Values.absent(len(batch)) if column is None else Values.of_column(column)
             if len(values.used()):
-                batch.set(batch.parsed_name(extraction.name), values)
+                batch.set_parsed(extraction.name, values)
                 continue
         slow.append((extraction, path))
     if not slow:
@@ -178,8 +171,7 @@ def _extract_json(batch: Batch, extractions: tuple[Extraction, ...], stored: boo
         for out, (_, path) in zip(texts, slow, strict=True):
             out.append(_json_text(follow(whole, path), line, path))
     for out, (extraction, _) in zip(texts, slow, strict=True):
-        values = Values.of(out)
-        batch.set(batch.parsed_name(extraction.name), values)
+        batch.set_parsed(extraction.name, Values.of(out))
     batch.fail(bad, JSON_ERROR, "Value looks like object, but can't find closing '}' symbol")
 
 
@@ -212,13 +204,15 @@ def run_logfmt(batch: Batch, parser: LogfmtParser) -> None:
     """``| logfmt``, with or without expressions; empty values are absent labels."""
     wanted = {extraction.path: extraction.name for extraction in parser.extractions}
     if not batch.rewritten and batch.frame.format == Format.LOGFMT:
-        names = batch.frame.field_names
-        for field in names:
+        for field in batch.frame.field_names:
             if wanted and field not in wanted:
                 continue
-            target = batch.parsed_name(wanted.get(field, field))
-            if batch.wants(target):
-                batch.set_field(target, field)
+            if field not in wanted:
+                batch.set_field(field)
+                continue
+            column = batch.frame.field(field)
+            if column is not None:
+                batch.set_parsed(wanted[field], Values.of_column(column))
         return
     fields = find_fields(batch.lines(), logfmt_fields)
     if wanted:
@@ -227,7 +221,7 @@ def run_logfmt(batch: Batch, parser: LogfmtParser) -> None:
             numbers = [number for number, found in enumerate(fields.paths) if found == (path,)]
             if numbers:
                 values = field_values(lines, fields, fields.names == numbers[0], len(batch))
-                batch.set(batch.parsed_name(name), values)
+                batch.set_parsed(name, values)
     else:
         _set_fields(batch, fields)
     if parser.strict:
@@ -248,8 +242,7 @@ def run_unpack(batch: Batch) -> None:
         if path == ("_entry",):
             entry = values
         else:
-            target = batch.parsed_name(path[0])
-            batch.set_where(target, values.present, values)
+            batch.set_parsed(path[0], values)
     if entry is not None:
         old = lines.to_list()
         new = [

@@ -37,7 +37,7 @@ from query.logql.ast import (
     Unit,
     UnpackParser,
 )
-from query.logql.engine.batch import ERROR, ERROR_DETAILS, Batch, Origin
+from query.logql.engine.batch import ERROR, ERROR_DETAILS, Batch
 from query.logql.engine.columns import Values, arrow_texts, decode
 from query.logql.engine.parse_fields import run_json, run_logfmt, run_unpack
 from query.logql.ip import parse_addresses
@@ -221,21 +221,18 @@ def _pattern(batch: Batch, stage: PatternParser) -> None:
     for capture, name in enumerate(parse_pattern(stage.pattern, need_names=True).names):
         if name == "_":
             continue
-        target = batch.parsed_name(name)
-        if batch.wants(target):
+        if batch.wants_field(name):
             present = starts[capture] >= 0
             texts = gather(lines.data, np.maximum(starts[capture], 0), np.maximum(ends[capture] - starts[capture], 0))
-            batch.set_where(target, present, Values.of_texts(texts, present, escaped=False))
+            batch.set_parsed(name, Values.of_texts(texts, present, escaped=False))
 
 
 def _regexp(batch: Batch, stage: RegexpParser) -> None:
     found = pc.extract_regex(_strings(batch.lines()), only_named(stage.pattern))
     present = np.asarray(found.is_valid().to_numpy(zero_copy_only=False), np.bool_)
     for name in named_groups(stage.pattern):
-        target = batch.parsed_name(name)
-        if batch.wants(target):
-            values = Values.of_texts(to_texts(found.field(name)), present, escaped=False)
-            batch.set_where(target, values.present, values)
+        if batch.wants_field(name):
+            batch.set_parsed(name, Values.of_texts(to_texts(found.field(name)), present, escaped=False))
 
 
 # -------------------------------------------------------------------- label filters
@@ -380,20 +377,10 @@ def _label_format(batch: Batch, stage: LabelFormat, now_ns: int) -> None:
         batch.fail(failed, "TemplateFormatErr", Values.of([text or None for text in wrong]))
 
 
-def _without(values: Values, mask: NDArray[np.bool_]) -> Values:
-    """The label gone from some lines."""
-    return Values(np.where(mask, np.int32(-1), values.codes), values.texts)
-
-
-def _origin(batch: Batch, name: str) -> Origin:
-    return batch.origins.get(name, batch.stored_names().get(name, Origin.PARSED))
-
-
 def _drop(batch: Batch, stage: DropLabels) -> None:
     for item in stage.items:
         if isinstance(item, Matcher):
-            values = batch.get(item.name)
-            batch.set(item.name, _without(values, values.matches(item)), _origin(batch, item.name))
+            batch.remove_where(item.name, batch.get(item.name).matches(item))
         else:
             batch.drop(item)
             if item == ERROR:
@@ -404,8 +391,7 @@ def _keep(batch: Batch, stage: KeepLabels) -> None:
     names = set()
     for item in stage.items:
         if isinstance(item, Matcher):
-            values = batch.get(item.name)
-            batch.set(item.name, _without(values, ~values.matches(item)), _origin(batch, item.name))
+            batch.remove_where(item.name, ~batch.get(item.name).matches(item))
             names.add(item.name)
         else:
             names.add(item)
