@@ -176,7 +176,7 @@ def demo(
     duration: Annotated[float | None, typer.Option(min=1, help="Seconds; without it until Ctrl-C.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Leave the last view there as SVG.")] = None,
 ) -> None:
-    """Watch a small mesh with a real Envoy whose third upstream starts to fail after 15 s."""
+    """Watch real Envoys: an upstream fails a little after 15 s, is ejected by EDS, and let back when it heals."""
     from meshpulse.demo.run import run_demo
 
     raise typer.Exit(run_demo(duration, picture))

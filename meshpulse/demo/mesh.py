@@ -1,4 +1,4 @@
-"""Three small upstreams, one of which falls ill, and bounded traffic for them."""
+"""Small upstreams, one of which falls ill, and bounded traffic for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import time
 
 import aiohttp
 
-REQUESTS_PER_SECOND = 150.0
+REQUESTS_PER_SECOND = 60.0
+"""Through each proxy."""
 IN_FLIGHT_MAX = 16
 SECONDS_MAX = 3600.0
 """The traffic ends by itself after this long, whatever happens to the demo."""

@@ -11,6 +11,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import aiohttp
@@ -18,29 +19,40 @@ import yaml
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from meshpulse.demo.envoy import Envoy
+from meshpulse.demo.envoy import CLUSTER, Envoy
 from meshpulse.demo.mesh import SECONDS_MAX, Upstream, send_traffic
 from meshpulse.demo.processes import Child, DemoError, console_script
 from meshpulse.demo.view import ERRORS, RATE, Asker, Snapshot, plain, render
 
 SCRAPE_INTERVAL = "2s"
+ENVOYS = 3
 FAILS_AFTER_S = 15.0
-FAILING = 0.6
-"""Fraction of requests that the failing upstream answers with 500."""
+HEALS_AFTER_S = 60.0
+FAILING = 0.15
+"""Fraction of requests that the failing upstream answers with 500: too thin for any one proxy to see."""
+POLICY = {
+    "name": "demo",
+    "mode": "enforce",
+    "ejection": {"base": "10s", "ramp": [25, 50, 100], "ramp_step": "3s", "probe": {"weight_percent": 20}},
+    "guards": {"warmup": "8s", "min_age": "8s"},  # a minute each, where nobody waits for the show
+}
 
 _READY_S = 180.0
 _PLAIN_EVERY_S = 5.0
 
 
 async def _start_meshpulse(
-    folder: Path, envoy: Envoy, client: aiohttp.ClientSession, console: Console
-) -> tuple[Child, str]:
-    """Start ``meshpulse serve`` that scrapes Envoy and itself; the process and its URL."""
-    port = _free_port()
+    folder: Path, port: int, envoys: Sequence[Envoy], upstreams: Sequence[Upstream], client: aiohttp.ClientSession,
+    console: Console,
+) -> tuple[Child, str]:  # fmt: skip
+    """Start ``meshpulse serve`` that scrapes the Envoys and itself and tells them their endpoints."""
     own = f"127.0.0.1:{port}"
-    config = folder / "meshpulse.yml"
+    config, topology = folder / "meshpulse.yml", folder / "topology.yml"
+    addresses = [f"127.0.0.1:{upstream.port}" for upstream in upstreams]
+    topology.write_text(yaml.safe_dump({"services": {CLUSTER: {"endpoints": addresses}}}))
+    admins = [envoy.admin for envoy in envoys]
     jobs = [
-        {"job_name": "envoy", "metrics_path": "/stats/prometheus", "static_configs": [{"targets": [envoy.admin]}]},
+        {"job_name": "envoy", "metrics_path": "/stats/prometheus", "static_configs": [{"targets": admins}]},
         {"job_name": "meshpulse", "static_configs": [{"targets": [own]}]},
     ]
     config.write_text(
@@ -49,6 +61,7 @@ async def _start_meshpulse(
                 "global": {"scrape_interval": SCRAPE_INTERVAL, "scrape_timeout": SCRAPE_INTERVAL},
                 "storage": {"free_bytes_min": 0, "free_fraction_min": 0},  # a minute of samples fits anywhere
                 "scrape_configs": jobs,
+                "health": {"policies": [POLICY], "topology": [{"file": str(topology)}]},
             }
         )
     )
@@ -85,21 +98,25 @@ def _free_port() -> int:
         return port
 
 
-def _introduce(console: Console, url: str) -> None:
+def _introduce(console: Console, url: str, failing: str) -> None:
     console.print(f"\nGrafana: add a data source of type Prometheus with the URL {url}", highlight=False)
     console.print("Or ask by hand:", highlight=False)
     for query in (RATE, ERRORS):
         console.print(f"  curl -s {url}/api/v1/query --data-urlencode 'query={query}'", highlight=False, soft_wrap=True)
-    console.print(f"  curl -s {url}/api/v1/status/tsdb\n", highlight=False)
+    console.print(f"  curl -s {url}/api/v1/status/tsdb", highlight=False)
+    console.print(f"  meshpulse health explain {CLUSTER} {failing} --url {url}", highlight=False, soft_wrap=True)
+    console.print(f"Watch endpoints, states and reasons at {url}/health\n", highlight=False)
 
 
 def _headline(begin: float, ended: bool = False) -> str:
     seconds = time.monotonic() - begin
     if seconds < FAILS_AFTER_S:
-        return f"meshpulse demo, {seconds:.0f} s: three healthy upstreams, one will fail at {FAILS_AFTER_S:.0f} s"
-    return f"meshpulse demo, {seconds:.0f} s: upstream c answers 500 to {FAILING:.0%}" + (
-        "" if ended else ", Ctrl-C ends"
-    )
+        what = f"all upstreams are healthy, c will fail at {FAILS_AFTER_S:.0f} s"
+    elif seconds < HEALS_AFTER_S:
+        what = f"upstream c answers 500 to {FAILING:.0%}, until {HEALS_AFTER_S:.0f} s"
+    else:
+        what = "upstream c is healthy again"
+    return f"meshpulse demo, {seconds:.0f} s: {what}" + ("" if ended else ", Ctrl-C ends")
 
 
 async def _show(
@@ -113,7 +130,7 @@ async def _show(
     with live or contextlib.nullcontext():
         while not stop.is_set():
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                snapshot = await asker.snapshot(list(names))
+                snapshot = await asker.snapshot(names)
             left = duration_s - (time.monotonic() - begin)
             headline = _headline(begin, ended=left <= 0)
             if live:
@@ -129,9 +146,11 @@ async def _show(
     return snapshot
 
 
-async def _fail_later(upstream: Upstream) -> None:
+async def _fall_ill(upstream: Upstream) -> None:
     await asyncio.sleep(FAILS_AFTER_S)
     upstream.failing = FAILING
+    await asyncio.sleep(HEALS_AFTER_S - FAILS_AFTER_S)
+    upstream.failing = 0.0
 
 
 async def _demo(duration_s: float, console: Console, picture: Path | None) -> None:
@@ -139,7 +158,7 @@ async def _demo(duration_s: float, console: Console, picture: Path | None) -> No
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    upstreams = [Upstream("a", 0.002), Upstream("b", 0.003), Upstream("c", 0.004)]
+    upstreams = [Upstream(name, 0.003) for name in "abcdef"]
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meshpulse-demo-")))
         timeout = aiohttp.ClientTimeout(total=10)
@@ -147,9 +166,12 @@ async def _demo(duration_s: float, console: Console, picture: Path | None) -> No
         for upstream in upstreams:
             await upstream.start()
             stack.push_async_callback(upstream.end)
-        envoy = await Envoy.start(folder, [upstream.port for upstream in upstreams], client)
-        stack.push_async_callback(envoy.child.end)
-        started = asyncio.ensure_future(_start_meshpulse(folder, envoy, client, console))
+        port = _free_port()
+        envoys = []
+        for i in range(ENVOYS):
+            envoys.append(await Envoy.start(folder, f"envoy-{i + 1}", port))
+            stack.push_async_callback(envoys[-1].child.end)
+        started = asyncio.ensure_future(_start_meshpulse(folder, port, envoys, upstreams, client, console))
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({started, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -159,8 +181,10 @@ async def _demo(duration_s: float, console: Console, picture: Path | None) -> No
             return
         child, url = started.result()
         stack.push_async_callback(child.end)
-        _introduce(console, url)
-        tasks = [asyncio.create_task(send_traffic(envoy.front, client)), asyncio.create_task(_fail_later(upstreams[2]))]
+        _introduce(console, url, f"127.0.0.1:{upstreams[2].port}")
+        await asyncio.gather(*(envoy.wait_ready(client) for envoy in envoys))
+        tasks = [asyncio.create_task(send_traffic(envoy.front, client)) for envoy in envoys]
+        tasks.append(asyncio.create_task(_fall_ill(upstreams[2])))
         names = {f"127.0.0.1:{upstream.port}": upstream.name for upstream in upstreams}
         begin = time.monotonic()
         try:

@@ -1,4 +1,4 @@
-"""What the demo shows, all of it asked of meshpulse in PromQL over HTTP."""
+"""What the demo shows, all of it asked of meshpulse over HTTP: rates in PromQL, verdicts of the health API."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
+
+from meshpulse.demo.envoy import CLUSTER
 
 ENDPOINT = "envoy_endpoint_address"
 WINDOW = "10s"
@@ -32,6 +34,8 @@ FACTS = {
 HISTORY_S = 60
 STEP_S = 2
 SICK = 0.05
+EVENTS_SHOWN = 6
+_STYLES = {"healthy": "green", "suspect": "yellow", "ejected": "bold red", "probation": "cyan", "ramp": "cyan"}
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -43,6 +47,8 @@ class Endpoint:
     rate: float | None = None
     errors: float | None = None
     history: list[float] = field(default_factory=list)
+    state: str = "-"
+    weight: float = 1.0
 
 
 @dataclass(slots=True)
@@ -52,6 +58,7 @@ class Snapshot:
     endpoints: list[Endpoint] = field(default_factory=list)
     p99_ms: float | None = None
     facts: dict[str, float | None] = field(default_factory=dict)
+    events: list[str] = field(default_factory=list)
 
 
 class Asker:
@@ -78,16 +85,46 @@ class Asker:
         rows = await self._ask("query_range", query=query, start=str(end - HISTORY_S), end=str(end), step=str(STEP_S))
         return {row["metric"].get(ENDPOINT, ""): [float(value) for _, value in row["values"]] for row in rows}
 
-    async def snapshot(self, addresses: list[str]) -> Snapshot:
-        """Ask for everything at once."""
-        (rates, errors, p99), history, facts = await asyncio.gather(
+    async def health(self, path: str) -> list[dict[str, Any]]:
+        """Rows of the health API, ``endpoints`` or ``events``."""
+        async with self._client.get(f"{self._url}/api/v1/health/{path}", params={"service": CLUSTER}) as response:
+            body = await response.json(content_type=None)
+        rows: list[dict[str, Any]] = body["data"][path] if body.get("status") == "success" else []
+        return rows
+
+    async def snapshot(self, names: dict[str, str]) -> Snapshot:
+        """Ask for everything at once; ``names`` of the upstreams by address."""
+        (rates, errors, p99), history, facts, verdicts, events = await asyncio.gather(
             asyncio.gather(*map(self.instant, (RATE, ERRORS, P99))),
             self.history(ERRORS),
             asyncio.gather(*map(self.instant, FACTS.values())),
+            self.health("endpoints"),
+            self.health("events"),
         )
-        rows = [Endpoint(a, rates.get(a), errors.get(a), history.get(a, [])) for a in addresses]
+        rows = [Endpoint(a, rates.get(a), errors.get(a), history.get(a, [])) for a in names]
+        known = {verdict["endpoint"]: verdict for verdict in verdicts}
+        for row in rows:
+            if row.address in known:
+                row.state, row.weight = known[row.address]["state"], known[row.address]["weight_factor"]
+        told = [event_line(event, names) for event in events if event["endpoint"] in names]
         values = {name: _number(fact.get("")) for name, fact in zip(FACTS, facts, strict=True)}
-        return Snapshot(rows, _number(p99.get("")), values)
+        return Snapshot(rows, _number(p99.get("")), values, told[-EVENTS_SHOWN:])
+
+
+def event_line(event: dict[str, Any], names: dict[str, str]) -> str:
+    """An event for a person: when, what, which upstream, why."""
+    evidence = event.get("evidence", {})
+    line = f"{event['time'][11:19]} {event['type']} {names[event['endpoint']]}"
+    if event.get("guard"):
+        line += f" by {event['guard']}"
+    if "ratio" in evidence:
+        line += (
+            f": {evidence['errors']} of {evidence['attempts']} attempts fail ({evidence['ratio']:.1%}), peers"
+            f" {evidence['baseline']:.1%}, seen by {evidence['observers_bad']} of {evidence['observers']} proxies"
+        )
+    elif "attempts" in evidence:
+        line += f": {evidence['errors']} of {evidence['attempts']} probes failed"
+    return line
 
 
 def _number(value: float | None) -> float | None:
@@ -127,6 +164,8 @@ def render(snapshot: Snapshot, names: dict[str, str], headline: str) -> Renderab
     table.add_column("endpoint")
     table.add_column("requests/s", justify="right")
     table.add_column("errors", justify="right")
+    table.add_column("verdict")
+    table.add_column("weight", justify="right")
     table.add_column(f"errors, last {HISTORY_S} s", min_width=HISTORY_S // STEP_S + 1)
     for endpoint in snapshot.endpoints:
         style = "bold red" if _sick(endpoint) else "green"
@@ -135,19 +174,22 @@ def render(snapshot: Snapshot, names: dict[str, str], headline: str) -> Renderab
             endpoint.address,
             _text(endpoint.rate, ".1f"),
             Text(_text(endpoint.errors, ".1%"), style=style),
+            Text(endpoint.state, style=_STYLES.get(endpoint.state, "dim")),
+            f"{endpoint.weight:.0%}",
             Text(_bar(endpoint.history), style="red"),
         )
-    return Panel(
-        Group(table, "", Text("\n".join(facts_lines(snapshot)), style="cyan")), title=headline, title_align="left"
-    )
+    parts: list[RenderableType] = [table, "", Text("\n".join(facts_lines(snapshot)), style="cyan")]
+    if snapshot.events:
+        parts += ["", Text("\n".join(snapshot.events), no_wrap=True, overflow="ellipsis")]
+    return Panel(Group(*parts), title=headline, title_align="left")
 
 
 def plain(snapshot: Snapshot, names: dict[str, str], headline: str) -> str:
     """The same for a file or a pipe."""
-    lines = [headline, f"  {'upstream':<10} {'endpoint':<22} {'requests/s':>10} {'errors':>8}"]
+    lines = [headline, f"  {'upstream':<10} {'endpoint':<22} {'requests/s':>10} {'errors':>8} verdict"]
     for e in snapshot.endpoints:
         mark = "  <- failing" if _sick(e) else ""
         figures = f"{_text(e.rate, '.1f'):>10} {_text(e.errors, '.1%'):>8}"
-        lines.append(f"  {names.get(e.address, ''):<10} {e.address:<22} {figures}{mark}")
-    lines += [f"  {line}" for line in facts_lines(snapshot)]
+        lines.append(f"  {names.get(e.address, ''):<10} {e.address:<22} {figures} {e.state}{mark}")
+    lines += [f"  {line}" for line in (*facts_lines(snapshot), *snapshot.events)]
     return "\n".join(lines)

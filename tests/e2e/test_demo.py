@@ -1,4 +1,4 @@
-"""``make demo``: a real Envoy, an upstream that falls ill, and nothing left behind."""
+"""``make demo``: real Envoys, an upstream that falls ill and is ejected, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def assert_all_gone(processes: list[psutil.Process]) -> None:
     assert not alive
 
 
-def test_the_failing_endpoint_shows_in_promql(tmp_path: Path) -> None:
+def test_the_failing_endpoint_is_ejected(tmp_path: Path) -> None:
     picture = tmp_path / "demo.svg"
-    command = [MESHPULSE, "demo", "--duration", "30", "--picture", picture]
+    command = [MESHPULSE, "demo", "--duration", "38", "--picture", picture]
     demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(5)
     started = children(demo.pid)
@@ -39,15 +39,17 @@ def test_the_failing_endpoint_shows_in_promql(tmp_path: Path) -> None:
     assert err == ""
     assert_all_gone(started)
     last = out[out.rindex("meshpulse demo,") :]
-    rows = {line.split()[0]: line.split() for line in last.splitlines() if line.split()[:1] in (["a"], ["b"], ["c"])}
-    assert set(rows) == {"a", "b", "c"}
-    errors = {name: float(row[3].rstrip("%")) for name, row in rows.items()}
-    assert errors["c"] > 30
-    assert errors["a"] == errors["b"] == 0
-    assert all(float(row[2]) > 5 for row in rows.values())
+    rows = {line.split()[0]: line.split() for line in last.splitlines() if line.split()[:1] in [[n] for n in "abcdef"]}
+    assert set(rows) == set("abcdef")
+    assert all(float(row[2]) > 2 for name, row in rows.items() if name != "c")
+    assert re.search(r"ejected c: \d+ of \d+ attempts fail \(\d+\.\d%\), peers 0\.\d%, seen by 3 of 3 proxies", out), (
+        out
+    )
+    assert not re.search(r"ejected [abdef]", out), out
     assert re.search(r"[\d,]+ samples/s · [\d,]+ series · [\d,]+ samples in memory", last), last
     assert re.search(r"[\d.]+ bytes per sample in memory .* · [\d.]+ in the log", last), last
     assert "curl -s http://127.0.0.1:" in out
+    assert "meshpulse health explain checkout 127.0.0.1:" in out
     assert "Grafana" in out
     assert picture.read_text().startswith("<svg")
 
