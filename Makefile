@@ -48,7 +48,7 @@ test-kernels-bounds: install ## kernel tests with bounds checks compiled in
 
 test-all: test test-kernels-plain test-kernels-bounds test-slow ## all lanes (at most ~25 minutes beyond `make test`)
 
-demo: install ## a real Envoy, an upstream that fails, a live view; DURATION=30 ends it by itself
+demo: install ## real Envoys, an upstream that fails a little and is ejected; DURATION=90 ends it by itself
 	@$(BIN)/meshpulse demo $(if $(DURATION),--duration $(DURATION))
 
 bench: install ## measured figures beside the peers where they are installed
