@@ -92,7 +92,8 @@ class RestEds:
         """(version, body) of the assignments as they should be now; version "" when nobody lists these services."""
         health, lease, now_ms = self._runner.health, self._runner.lease, self._runner.clock.now_ms()
         snapshot, facts = health.board.now, health.facts
-        views = tuple(enforced(snapshot, service_name(name), lease, now_ms) for name in names)
+        ending = health.board.closed  # proxies would keep our last word for ever, so that must be that all are usable
+        views = tuple(None if ending else enforced(snapshot, service_name(name), lease, now_ms) for name in names)
         cause = (snapshot.revision, facts, lease.term, tuple(view is not None for view in views))
         made = self._made.get(names)
         if made is not None and made[0][1] is facts and made[0] == cause:

@@ -116,6 +116,20 @@ def test_a_held_request_hears_of_the_end_of_the_lease(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_the_last_word_of_a_program_that_ends_is_healthy(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+
+    async def main() -> None:
+        version = (await bench.ask()).json()["version_info"]
+        bench.eds._hold_s = 20
+        held = asyncio.create_task(bench.ask(version))
+        await asyncio.sleep(0.05)
+        bench.mesh.loop.board.close()
+        assert set(statuses(await asyncio.wait_for(held, 5)).values()) == {"HEALTHY"}
+
+    asyncio.run(main())
+
+
 def test_a_refused_version_is_not_sent_again(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
 
