@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from tsdb.kernels._jit import const, device, i64, kernel, mut, u8, u64
-from tsdb.kernels.bits import trailing_zeros
+from tsdb.kernels.bits import prefetch, trailing_zeros
 from tsdb.kernels.keys import equal_bytes, hash_bytes, mum
 from tsdb.kernels.vector import string_stops
 
@@ -19,6 +19,9 @@ VALUES_MAX = 128
 
 RAW, TEXT, JSON_LOOSE, JSON = 0, 1, 2, 3
 """How a line was split; JSON only where it is one valid object without arrays, JSON_LOOSE where it looks like one."""
+
+LEAD = 3
+"""Lines fetched ahead of the one that is taken apart."""
 
 _DEPTH_MAX = 16
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -329,6 +332,9 @@ def split_lines(data, starts, ends, row, value_starts, value_ends, first_value, 
             return row
         start = starts[row]
         end = ends[row]
+        if row + LEAD < n_rows:  # neighbours here were far apart in the order of arrival
+            for line in range(starts[row + LEAD], ends[row + LEAD], 64):
+                prefetch(data, line)
         if model >= 0:
             begin = first_value[model]
             n = first_value[model + 1] - begin

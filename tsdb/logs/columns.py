@@ -19,7 +19,7 @@ from tsdb.kernels.log_columns import DELTA, DICT_MAX, HEX, IPS, NUMBERS, OTHER, 
 from tsdb.kernels.log_head import longest_word
 from tsdb.kernels.log_scan import find_at_begin
 from tsdb.logs.blobs import NO_INTS, BlobReader, BlobWriter
-from tsdb.logs.frame import PAD_BYTES, Column, FieldKind, Texts, contains, gather
+from tsdb.logs.frame import Column, FieldKind, Texts, contains, gather, padded
 
 EXCEPTIONS_MAX = 0.3
 """Share of the rows that a type may leave out."""
@@ -229,7 +229,7 @@ class ColumnWriter:
 
     def _skeleton(self, values: Spans) -> dict[str, Any] | None:
         n, size = len(values.starts), int(values.lengths.sum())
-        data, offsets = np.zeros(size + PAD_BYTES, np.uint8), np.empty(n + 1, np.int64)
+        data, offsets = padded(size), np.empty(n + 1, np.int64)
         ints, first, good = np.empty(size, np.int64), np.empty(n + 1, np.int64), np.empty(n, np.uint8)
         count = int(kernels.make_skeletons(*values, data, offsets, ints, first, good))
         codes, texts = self._number_distinct(spans_of(Texts(data, offsets)))
@@ -369,14 +369,14 @@ class StoredColumn:
             width = self.hex_width
             half = width // 2
             data = self.hex_bytes().reshape(self._n, half)
-            out = np.zeros(k * width + PAD_BYTES, np.uint8)
+            out = padded(k * width)
             kernels.format_hex(np.ascontiguousarray(data[rows]).reshape(-1), out)
             return Spans(out, np.arange(k) * width, np.full(k, width))
         offsets = np.empty(k + 1, np.int64)
         if self.type == "skel":
             out = self._fill(rows, offsets)
         else:
-            out = np.zeros(k * kernels.NUMBER_BYTES_MAX + PAD_BYTES, np.uint8)
+            out = padded(k * kernels.NUMBER_BYTES_MAX)
             picked = self.ints()[rows]
             if self.type == "num":
                 kernels.format_numbers(picked, self._entry["s"], out, offsets)
@@ -427,7 +427,7 @@ class StoredColumn:
         sizes = np.diff(texts.offsets)[codes[rows]]
         numbers = self._first_int[rows + 1] - self._first_int[rows]
         room = int(sizes.sum()) + kernels.NUMBER_BYTES_MAX * int(numbers.sum())
-        out = np.zeros(room + PAD_BYTES, np.uint8)
+        out = padded(room)
         kernels.fill_skeletons(texts.data, texts.offsets, codes, rows, self._ints, self._first_int, out, offsets)
         return out
 

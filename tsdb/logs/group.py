@@ -120,7 +120,7 @@ def _encode_lines(entries: Entries, blobs: BlobWriter) -> tuple[dict[str, Any], 
         model = int(models[shape_number])
         rows = np.flatnonzero(pattern_of == shape_number) if len(models) > 1 else np.arange(n)
         width = int(first_value[model + 1] - first_value[model])
-        out_starts, out_lengths = np.zeros(width * len(rows), np.int64), np.zeros(width * len(rows), np.int64)
+        out_starts, out_lengths = np.empty(width * len(rows), np.int64), np.empty(width * len(rows), np.int64)
         same = np.empty(len(rows), np.uint8)
         good = pick_values(
             data, starts, ends, value_starts, value_ends, first_value, rows, model, out_starts, out_lengths, same
