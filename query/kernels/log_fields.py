@@ -6,8 +6,6 @@ member of a nested object has the number of the object as its parent.
 
 from __future__ import annotations
 
-import numpy as np
-
 from tsdb.kernels._jit import const, device, i32, i64, kernel, mut, u8, u64
 from tsdb.kernels.keys import equal_bytes, hash_bytes
 
@@ -18,7 +16,6 @@ DEPTH_MAX = 64
 """Most objects inside each other."""
 
 COUNTS = DEPTH_MAX + 3
-_MIX = np.uint64(0x9E3779B97F4A7C15)
 _FULL = -1  # no room for another name
 
 
@@ -118,7 +115,7 @@ def _array_end(data, at, end):
 def _name_id(data, start, end, parent, slots, name_parent, name_start, name_end, counts):
     """Number of a name below a parent, a new one when it was not seen before; ``_FULL`` when there is no room."""
     mask = i64(len(slots) - 1)
-    at = i64((hash_bytes(data, start, end) ^ (u64(parent + 1) * _MIX)) >> u64(20)) & mask
+    at = i64((hash_bytes(data, start, end) ^ (u64(parent + 1) << u64(24))) >> u64(20)) & mask
     while slots[at] > 0:
         known = slots[at] - 1
         if (
