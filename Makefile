@@ -10,7 +10,7 @@ JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install warm lint format test test-slow test-kernels-plain test-kernels-bounds test-all demo bench bench-health clean
+.PHONY: help install warm lint format test test-slow test-kernels-plain test-kernels-bounds test-all demo bench bench-health bench-logs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 24
@@ -53,6 +53,9 @@ demo: install ## real Envoys, an upstream that fails a little and is ejected; DU
 
 bench: install ## measured figures beside the peers where they are installed
 	$(BIN)/python -m benchmarks
+
+bench-logs: install ## log pushes and searches: disk, CPU, latency (LINES=10000000 for the full figures)
+	$(BIN)/python -m benchmarks.logs $(if $(LINES),--lines $(LINES))
 
 bench-health: install ## every health decision of the acceptance table, simulated with known truth (QUICK=1: a tenth)
 	$(BIN)/python -m benchmarks.health $(if $(QUICK),--quick)
