@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from query.logql.ast import LogQuery, Stage
+from query.logql.ast import Grouping, LogQuery, Stage
 from query.logql.engine.batch import Batch, Origin
 from query.logql.engine.parse_fields import read_pending
 from query.logql.engine.stages import is_filter, needles_of, run_stages
-from tsdb.logs.frame import LogReader
+from query.logql.engine.wanted import wanted_labels
+from tsdb.logs.frame import LogFrame, LogReader
 
 COLUMNS_ROWS_MIN = 1000
 """Lines of a batch from which reading each field as a column is cheaper than finding all of them in the lines."""
@@ -64,11 +65,13 @@ def select_entries(
 ) -> list[StreamEntries]:
     """Exactly the newest (backward) or oldest ``limit`` lines with start <= ts < end, streams sorted by labels.
 
-    Stages behind the last filter run only on the lines that are answered.
+    The stages up to the last filter run with the labels that filters look at; all stages once more, with all labels,
+    on the lines that are answered.
     """
     cut = max((i + 1 for i, stage in enumerate(query.stages) if is_filter(stage)), default=0)
-    filters, shaping = query.stages[:cut], query.stages[cut:]
-    kept: list[Batch] = []
+    filters = query.stages[:cut]
+    wanted = wanted_labels(filters, None, Grouping(()))
+    kept: list[LogFrame] = []
     total = 0
     border_ns: int | None = None  # time of the last line that the answer can hold, as far as we have seen
     for frame in reader.select(query.matchers, start_ns, end_ns, needles=needles_of(query.stages), backward=backward):
@@ -76,57 +79,56 @@ def select_entries(
         if border_ns is not None:
             frame = frame.take(_within(frame.ts_ns, border_ns, backward))
         scanned.lines += len(frame)
-        batch = Batch(frame, None)
+        batch = Batch(frame, wanted)
         run_stages(batch, filters, now_ns)
         if len(batch):
             scanned.lines_kept += len(batch)
-            kept.append(batch)
+            kept.append(batch.frame)
             total += len(batch)
             if total >= limit:
                 border_ns = _prune(kept, limit, backward)
                 total = sum(map(len, kept))
         if border_ns is not None and (border_ns > frame.frontier_ns if backward else border_ns < frame.frontier_ns):
             break
-    return _answer(kept, limit, shaping, backward, now_ns)
+    return _answer(kept, limit, query.stages, backward, now_ns)
 
 
 def _within(ts_ns: NDArray[np.int64], border_ns: int, backward: bool) -> NDArray[np.bool_]:
     return ts_ns >= border_ns if backward else ts_ns <= border_ns
 
 
-def _prune(kept: list[Batch], limit: int, backward: bool) -> int:
+def _prune(kept: list[LogFrame], limit: int, backward: bool) -> int:
     """Let go of lines that are not among the first ``limit``; the time of the last one that is."""
-    times = np.concatenate([batch.frame.ts_ns for batch in kept])
+    times = np.concatenate([frame.ts_ns for frame in kept])
     place = len(times) - limit if backward else limit - 1
     border_ns = int(np.partition(times, place)[place])
-    for batch in kept:
-        batch.take(_within(batch.frame.ts_ns, border_ns, backward))
-    kept[:] = [batch for batch in kept if len(batch)]
+    cut = [frame.take(_within(frame.ts_ns, border_ns, backward)) for frame in kept]
+    kept[:] = [frame for frame in cut if len(frame)]
     return border_ns
 
 
 def _answer(
-    kept: list[Batch], limit: int, shaping: tuple[Stage, ...], backward: bool, now_ns: int
+    kept: list[LogFrame], limit: int, stages: tuple[Stage, ...], backward: bool, now_ns: int
 ) -> list[StreamEntries]:
-    """The first ``limit`` lines of all batches as streams."""
+    """The first ``limit`` lines of all frames as streams."""
     if not kept:
         return []
     if backward:
         kept.reverse()  # oldest first: of one time, what arrived first stands first
-    times = np.concatenate([batch.frame.ts_ns for batch in kept])
+    times = np.concatenate([frame.ts_ns for frame in kept])
     order = np.argsort(times, kind="stable")
     chosen = order[::-1][:limit] if backward else order[:limit]
     rank = np.full(len(times), -1)
     rank[chosen] = np.arange(len(chosen))
     rows: list[tuple[int, tuple[tuple[str, str], ...], Entry]] = []
     at = 0
-    for batch in kept:
-        ranks = rank[at : at + len(batch)]
-        at += len(batch)
+    for frame in kept:
+        ranks = rank[at : at + len(frame)]
+        at += len(frame)
         if (ranks < 0).all():
             continue
-        batch.take(ranks >= 0)
-        run_stages(batch, shaping, now_ns)
+        batch = Batch(frame.take(ranks >= 0), None)
+        run_stages(batch, stages, now_ns)
         rows += zip(ranks[ranks >= 0].tolist(), *_rows(batch), strict=True)
     rows.sort(key=lambda row: row[0])
     streams: dict[tuple[tuple[str, str], ...], StreamEntries] = {}
