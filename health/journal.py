@@ -64,12 +64,15 @@ class Journal:
     Parameters
     ----------
     folder : made when it is not there
+    make : False = touch nothing yet
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, make: bool = True) -> None:
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._number = max((int(path.stem.removeprefix(_EVENTS)) for path in self._segments()), default=0)
+        self._number = 0
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._number = max((int(path.stem.removeprefix(_EVENTS)) for path in self._segments()), default=0)
 
     def load(self, now_ms: int) -> Memory:
         """What was saved last; a new epoch, later than any other, when that cannot be read."""

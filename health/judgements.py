@@ -1,4 +1,4 @@
-"""Routes of the API that judge stored history: comparisons and rollout gates."""
+"""Routes of the API that judge stored history: comparisons, rollout gates, replays."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from typing import Any
 
-from health.api import Answer, ApiError, HealthApi, Request, success
+from health.api import Answer, ApiError, HealthApi, Request, success, time_ms
 from health.compare import MARGIN, Side, compare_sides
 from health.gates import STATUS, gate
 from health.history import Totals, read_totals
-from health.policy_text import parse_duration_ms
+from health.policy_text import parse_duration_ms, parse_policy
+from health.replay import TICKS_MAX, ReplayPlan, replay
 from health.runner import HealthRunner
 from health.signals import Frames
 from tsdb.errors import LimitError
@@ -32,10 +33,12 @@ class Judgements:
         self._runner = runner
         self._frames = frames
         self._executor = executor
+        self._replaying = asyncio.Lock()
 
     def add_to(self, api: HealthApi) -> None:
-        """Serve ``compare`` and ``gates``."""
+        """Serve ``compare``, ``gates`` and ``replay``."""
         api.add_route("GET", "compare", self._compare)
+        api.add_route("POST", "replay", self._replay)
         for method in ("GET", "POST"):
             api.add_route(method, r"gates/(?P<rollout>[^/]+)", self._gate)
 
@@ -61,6 +64,42 @@ class Judgements:
         data |= {"rollout": found["rollout"], "service": service, "revision": str(health.board.now.revision)}
         status = 200 if params.get("status") == "200" else STATUS[data["verdict"]]
         return success(data, status, warnings=warnings)
+
+    async def _replay(self, request: Request, _: re.Match[str]) -> Answer:
+        data, health = request.json(), self._runner.health
+        unknown = data.keys() - {"service", "policy", "start", "end", "step"}
+        if unknown:
+            raise ApiError("bad_data", f"unknown key {min(unknown)}")
+        service = data.get("service")
+        if not isinstance(service, str) or not service:
+            raise ApiError("bad_data", "service is needed")
+        start_ms = time_ms(str(data.get("start", "")), "start")
+        end_ms = time_ms(str(data.get("end", "")), "end") or self._runner.clock.now_ms()
+        if start_ms is None or end_ms <= start_ms:
+            raise ApiError("bad_data", "start is needed, and end must be later")
+        try:
+            policy = (
+                parse_policy(data["policy"]) if "policy" in data else await self._runner.call(health.policy_of, service)
+            )
+            step_ms = parse_duration_ms(data.get("step", policy.eval_interval_ms / 1000))
+        except ValueError as error:
+            raise ApiError("bad_data", str(error)) from None
+        if not 100 <= step_ms <= 60_000:
+            raise ApiError("bad_data", "step must be between 100ms and 60s")
+        plan = ReplayPlan(service, policy, start_ms, end_ms, step_ms)
+        if plan.ticks > TICKS_MAX:
+            raise ApiError("execution", f"that is {plan.ticks:,} evaluations, at most {TICKS_MAX:,} are run at once")
+        if self._replaying.locked():
+            raise ApiError("unavailable", "another replay is running")
+        async with self._replaying:
+
+            def run() -> dict[str, Any]:
+                return replay(plan, self._frames, health.mappings, health.facts, health.events)
+
+            try:
+                return success(await asyncio.get_running_loop().run_in_executor(self._executor, run))
+            except LimitError as error:
+                raise ApiError("execution", str(error)) from None
 
     async def _compared(
         self, service: str, candidate: Side, baseline: Side | None, params: Mapping[str, str]

@@ -44,10 +44,17 @@ class NotFoundError(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """What the configuration says: what to read, and how to judge."""
+    """What to read, and how to judge.
+
+    Attributes
+    ----------
+    policies : by name; none = the default policy
+    only : judge this service alone; "" = all
+    """
 
     mappings: tuple[SeriesMapping, ...]
     policies: Mapping[str, Policy] = field(default_factory=dict)
+    only: str = ""
 
 
 class HealthLoop:
@@ -91,6 +98,7 @@ class HealthLoop:
         self.overrides: dict[str, StoredOverride] = {o.id: o for o in memory.overrides}
         self.seconds = 0.0
         self.mappings = settings.mappings
+        self._only = settings.only
         self._configured = dict(settings.policies) or {"default": Policy()}
         self._made: dict[str, Policy] = {}
         for name, data in memory.policies.items():
@@ -103,7 +111,7 @@ class HealthLoop:
             service: {endpoint: dict(row) for endpoint, row in rows.items()}
             for service, rows in memory.evidence.items()
         }
-        self._readers = [SeriesReader(mapping, self._service_of) for mapping in settings.mappings]
+        self._readers = [SeriesReader(mapping, self._service_of, settings.only) for mapping in settings.mappings]
         self._facts: Facts = {}
         self._fleet = FleetBudget()
         self._first = True
@@ -173,6 +181,8 @@ class HealthLoop:
 
     def _service_of(self, name: str) -> Service | None:
         service = self.services.get(name)
+        if self._only not in ("", name):
+            return None
         if service is None and len(self.services) < SERVICES_MAX:
             kept = self._kept.pop(name, None)
             # the warm-up of 60 s is that of the first data, or of the process

@@ -38,11 +38,18 @@ class Mesh:
     """
 
     def __init__(
-        self, folder: Path, policy: Policy, observers: int = 4, endpoints: int = 6, rps: float = 40.0, seed: int = 1
+        self,
+        folder: Path,
+        policy: Policy,
+        observers: int = 4,
+        endpoints: int = 6,
+        rps: float = 40.0,
+        seed: int = 1,
+        storage: MemoryStorage | None = None,
     ) -> None:
         self.folder = folder
         self.policy = policy
-        self.storage = FreshStorage()
+        self.storage = storage or FreshStorage()
         self.rng = np.random.default_rng(seed)
         self.names = [f"10.0.0.{h + 1}:80" for h in range(endpoints)]
         self.observers = [f"envoy-{p}" for p in range(observers)]
@@ -62,7 +69,7 @@ class Mesh:
     def weights(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         view = self.loop.board.now.services.get("svc")
         out = np.ones(len(self.names))
-        for endpoint in view.endpoints if view else ():
+        for endpoint in view.endpoints if view and view.mode == "enforce" else ():
             if endpoint.endpoint not in self.names:
                 continue
             out[self.names.index(endpoint.endpoint)] = endpoint.weight_factor
