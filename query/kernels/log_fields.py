@@ -7,7 +7,9 @@ member of a nested object has the number of the object as its parent.
 from __future__ import annotations
 
 from tsdb.kernels._jit import const, device, i32, i64, kernel, mut, u8, u64
+from tsdb.kernels.bits import trailing_zeros
 from tsdb.kernels.keys import equal_bytes, hash_bytes
+from tsdb.kernels.vector import STRING, string_stops
 
 PLAIN, ESCAPED, BARE = 0, 1, 2
 """Kind of a value: text between quotes without and with escapes, number or word."""
@@ -34,6 +36,13 @@ def _string_end(data, at, end):
     """(place of the closing quote, whether there are escapes); -1 where it is not closed."""
     escapes = i64(0)
     while at < end:
+        stops = string_stops(data, at)
+        if stops == 0:
+            at += STRING
+            continue
+        at += i64(trailing_zeros(stops))
+        if at >= end:
+            break
         c = data[at]
         if c == 34:
             return at, escapes
@@ -112,8 +121,19 @@ def _array_end(data, at, end):
 
 
 @device
-def _name_id(data, start, end, parent, slots, name_parent, name_start, name_end, counts):
-    """Number of a name below a parent, a new one when it was not seen before; ``_FULL`` when there is no room."""
+def _name_id(data, start, end, parent, guess, slots, name_parent, name_start, name_end, counts):
+    """Number of a name below a parent, a new one when it was not seen before; ``_FULL`` when there is no room.
+
+    Senders repeat their order and names are numbered as they appear, so that the ``guess`` of the number behind the
+    last one is mostly right: no hash then.
+    """
+    if (
+        guess < counts[1]
+        and name_parent[guess] == parent
+        and name_end[guess] - name_start[guess] == end - start
+        and equal_bytes(data, start, data, name_start[guess], end - start)
+    ):
+        return i64(guess)
     mask = i64(len(slots) - 1)
     at = i64((hash_bytes(data, start, end) ^ (u64(parent + 1) << u64(24))) >> u64(20)) & mask
     while slots[at] > 0:
@@ -152,7 +172,7 @@ def json_fields(
 
     Parameters
     ----------
-    data : uint8
+    data : uint8, readable 32 bytes behind the last line
     offsets : (n + 1,) int64         bytes of each line
     slots : int64, a power of two, at least twice the room for names; zeros at the start
     name_parent, name_start, name_end : (names_max,) int64     parent (-1 = none) and bytes of each name, state
@@ -230,7 +250,7 @@ def json_fields(
                     state = i64(5)
                     continue
                 name = _name_id(
-                    data, at + 1, stop, counts[2 + depth], slots, name_parent, name_start, name_end, counts
+                    data, at + 1, stop, counts[2 + depth], name + 1, slots, name_parent, name_start, name_end, counts
                 )  # fmt: skip
                 if name < 0:
                     return i64(_FULL)
@@ -265,6 +285,7 @@ def logfmt_fields(
         if n + (end - at) // 2 + 1 > len(rows):
             return row
         bad[row] = u8(0)
+        name = i64(-1)
         while at < end:
             if data[at] <= 32:
                 at += 1
@@ -302,7 +323,7 @@ def logfmt_fields(
                     kind = i64(BARE)
             elif at < end and data[at] == 34:
                 bad[row] = u8(1)
-            name = _name_id(data, start, stop, i64(-1), slots, name_parent, name_start, name_end, counts)
+            name = _name_id(data, start, stop, i64(-1), name + 1, slots, name_parent, name_start, name_end, counts)
             if name < 0:
                 return i64(_FULL)
             rows[n] = row
