@@ -225,6 +225,7 @@ class Runtime:
         parse_threads = ThreadPoolExecutor(cores, "ingest")
         query_threads = ThreadPoolExecutor(self.config.query.max_concurrency, "query")
         scrape_threads = ThreadPoolExecutor(cores, "scrape")
+        log_threads = ThreadPoolExecutor(cores, "log-ingest")  # a push may wait for a part; samples do not
         engine = Engine(query_limits(self.config))
         log_engine = LogEngine(query_limits(self.config), self._clock)
         scraper = self._scraper(db, scrape_threads)
@@ -241,13 +242,13 @@ class Runtime:
             loki_push_api=LokiPushApi(
                 lambda name: db.tenant(name).logs,
                 PushReceiver(self._clock, self.tally, push_limits(self.config)),
-                parse_threads,
+                log_threads,
                 self.tally,
             ),
             admin_api=AdminApi(db, enabled=self.config.server.admin_api),
             scraper=scraper,
             health=build_health(self.config, db, self._clock),
-            executors=(parse_threads, query_threads, scrape_threads),
+            executors=(parse_threads, query_threads, scrape_threads, log_threads),
         )
 
     def _push_api(self, db: TSDB, writer: SampleWriter, otlp: OtlpReceiver, executor: Executor) -> PushApi:

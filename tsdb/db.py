@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tsdb.batch import AppendResult
@@ -221,6 +221,10 @@ class TSDB:
         own = self._tenant_config(tenant.name).retention_ms
         return self.config.retention_ms if own is None else own
 
+    def _log_limits(self, name: str) -> LogLimits:
+        own = self._tenant_config(name).retention_ms
+        return self.config.logs if own is None else replace(self.config.logs, retention_ms=own)
+
     def _get_or_create(self, name: str) -> Tenant:
         with self._lock:
             tenant = self._tenants.get(name)
@@ -235,7 +239,7 @@ class TSDB:
                     self.config.time,
                     self.tally,
                     self._disk,
-                    LogStore(name, self.store, self.log, self._disk, self.config.logs, self._log_work.set),
+                    LogStore(name, self.store, self.log, self._disk, self._log_limits(name), self._log_work.set),
                     self.config.failover_ms,
                 )
             return tenant

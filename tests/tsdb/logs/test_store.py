@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tsdb.db import TSDB, StoreConfig
+from tsdb.db import TSDB, StoreConfig, TenantConfig
 from tsdb.labels import Labels
 from tsdb.logs import part as part_module
 from tsdb.logs.batch import LogBatch, decode_rows, encode_rows
@@ -23,7 +26,14 @@ Row = tuple[str, int, bytes]
 
 def open_db(path: Path, **logs: float) -> TSDB:
     db = TSDB(
-        StoreConfig(path=path, min_free_bytes=0, min_free_fraction=0, maintenance_seconds=3600, logs=LogLimits(**logs))
+        StoreConfig(
+            path=path,
+            min_free_bytes=0,
+            min_free_fraction=0,
+            maintenance_seconds=3600,
+            segment_bytes=1 << 20,
+            logs=LogLimits(**logs),
+        )
     )  # type: ignore[arg-type]
     db.open()
     return db
@@ -253,4 +263,72 @@ def test_record_bodies_round_trip(tmp_path: Path) -> None:
     assert got.ts_ns.tolist() == [-5, 1 << 62]
     assert Texts(got.line_bytes, got.line_offsets).to_list() == [b"", b"\xff\x00"]
     assert Texts(got.meta_bytes, got.meta_offsets).to_list() == [b"", b"k\xff\xc3\xa9\xff"]
+    db.close()
+
+
+def test_a_crash_between_part_and_manifest_keeps_each_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    push(logs, rows_of(0, 50))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("power cut")
+
+    monkeypatch.setattr(logs, "_commit", fail)
+    with pytest.raises(OSError, match="power cut"):
+        logs.flush()
+    assert len(db.store.list("tenants/default/logs/block-")) == 1
+    assert sorted(read(logs)) == sorted(rows_of(0, 50))
+    db.close()
+    again = open_db(tmp_path)
+    logs = again.tenant("default").logs
+    assert again.store.list("tenants/default/logs/block-") == []
+    assert sorted(read(logs)) == sorted(rows_of(0, 50))
+    logs.flush()
+    assert sorted(read(logs)) == sorted(rows_of(0, 50))
+    again.close()
+
+
+def test_a_tenant_may_keep_its_logs_for_another_time(tmp_path: Path) -> None:
+    config = StoreConfig(
+        path=tmp_path, min_free_bytes=0, min_free_fraction=0, tenants={"t": TenantConfig(retention_ms=7)}
+    )
+    db = TSDB(config)
+    db.open()
+    assert db.tenant("t", create=True).logs.limits.retention_ms == 7
+    assert db.tenant("default").logs.limits.retention_ms == LogLimits().retention_ms
+    db.close()
+
+
+actions = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("push"), st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.integers(0, 3)), max_size=6)
+        ),
+        st.tuples(st.sampled_from(["flush", "maintain", "reopen"]), st.just([])),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(actions)
+def test_any_sequence_keeps_what_a_set_keeps(tmp_path_factory: pytest.TempPathFactory, steps: list[Any]) -> None:
+    path = tmp_path_factory.mktemp("logs")
+    db = open_db(path)
+    model: set[Row] = set()
+    for step, rows in [*steps, ("reopen", [])]:
+        logs = db.tenant("default").logs
+        if step == "push":
+            made = [(f"a{app}", 1_000_000 * ts, f'{{"n":{n}}}'.encode()) for app, ts, n in rows]
+            if made:
+                push(logs, made)
+            model.update(made)
+        elif step == "reopen":
+            db.close()
+            db = open_db(path)
+        else:
+            getattr(logs, step)()
+        got = read(db.tenant("default").logs)
+        assert set(got) == model
     db.close()
