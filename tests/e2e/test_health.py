@@ -79,6 +79,56 @@ def test_two_envoys(tmp_path: Path) -> None:
     asyncio.run(closed_loop(tmp_path, 2, 100.0))
 
 
+async def hard_cases(folder: Path) -> None:
+    """A dead endpoint, a common cause and a bad majority, one after the other on the same mesh."""
+    async with aiohttp.ClientSession() as client, EnvoyMesh(folder, 3, 6, 60.0) as mesh:
+        listen = ("--listen", f"127.0.0.1:{mesh.meshpulse}")
+        server = await asyncio.to_thread(Server(folder, mesh.config(POLICY), listen).__enter__)
+        try:
+            mesh.start_envoys()
+            await mesh.start_traffic(client)
+            await until("everybody healthy", 40, lambda: all_healthy(server))
+            await asyncio.sleep(6)
+
+            # everybody fails alike: nobody goes
+            for upstream in mesh.upstreams:
+                upstream.failing = 0.3
+            await asyncio.sleep(12)
+            assert "ejected" not in states(server).values()
+            for upstream in mesh.upstreams:
+                upstream.failing = 0.0
+            await until("everybody healthy again", 30, lambda: all_healthy(server))
+
+            # four of six fail: never so many are out that Envoy would panic
+            for upstream in mesh.upstreams[:4]:
+                upstream.failing = 0.5
+            for _ in range(24):
+                await asyncio.sleep(0.5)
+                out = [s for s in states(server).values() if s in ("ejected", "probation")]
+                assert len(out) <= 2
+            for upstream in mesh.upstreams[:4]:
+                upstream.failing = 0.0
+            await until("everybody healthy after the majority", 60, lambda: all_healthy(server))
+            await asyncio.sleep(70)  # the past of all has to be quiet again, so that one fault is no common cause
+
+            # connection refused: rq_total stays as it was, only errors and failed connects are counted
+            dead = mesh.upstreams[5]
+            address = f"127.0.0.1:{dead.port}"
+            await dead.end()
+            took = await until("dead endpoint ejected", 20, lambda: states(server)[address] == "ejected")
+            assert took <= 10
+            failed = mesh.failed
+            await asyncio.sleep(2)
+            assert mesh.failed - failed <= 1
+        finally:
+            await asyncio.to_thread(server.__exit__)
+
+
+@pytest.mark.slow
+def test_hard_cases(tmp_path: Path) -> None:
+    asyncio.run(hard_cases(tmp_path))
+
+
 @pytest.mark.slow
 def test_four_envoys(tmp_path: Path) -> None:
     asyncio.run(closed_loop(tmp_path, 4, 40.0))
