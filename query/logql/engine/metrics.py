@@ -5,6 +5,7 @@ Times are nanoseconds here: the kernels count in any unit, only a division by se
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import assert_never
 
@@ -149,6 +150,23 @@ class MetricEvaluator:
         first = self._steps.first_ms - log_range.offset_ns - log_range.range_ns + 1
         return first, self._steps.last_ms - log_range.offset_ns + 1
 
+    def _batches(
+        self, log_range: LogRange, wanted: frozenset[str] | None, work: Callable[[Batch], None]
+    ) -> Iterator[Batch]:
+        """Batches of all windows that have lines left after ``work``."""
+        query = log_range.query
+        start_ns, end_ns = self._bounds(log_range)
+        for frame in self._reader.select(
+            query.matchers, start_ns, end_ns, needles=needles_of(query.stages), backward=False, ordered=False
+        ):
+            self._ctx.check_time()
+            self._scanned.lines += len(frame)
+            batch = Batch(frame, wanted)
+            work(batch)
+            if len(batch):
+                self._scanned.lines_kept += len(batch)
+                yield batch
+
     def _counted(self, op: str, log_range: LogRange, grouping: Grouping | None) -> Grid:
         """Aggregations of lines: each line is added to its windows as it passes, nothing is kept."""
         ctx, steps, query = self._ctx, self._steps, log_range.query
@@ -158,18 +176,8 @@ class MetricEvaluator:
         ctx.reserve(2, steps.count + 1)
         weigh = op.startswith("bytes")
         sums = np.zeros((1, steps.count + 1)) if weigh else counts
-        start_ns, end_ns = self._bounds(log_range)
         first = steps.first_ms - log_range.offset_ns
-        for frame in self._reader.select(
-            query.matchers, start_ns, end_ns, needles=needles_of(query.stages), backward=False, ordered=False
-        ):
-            ctx.check_time()
-            self._scanned.lines += len(frame)
-            batch = Batch(frame, wanted)
-            run_stages(batch, query.stages, self._now_ns)
-            if not len(batch):
-                continue
-            self._scanned.lines_kept += len(batch)
+        for batch in self._batches(log_range, wanted, lambda batch: run_stages(batch, query.stages, self._now_ns)):
             series = numbers.number(batch)
             if len(numbers) > len(counts):
                 rows = max(len(numbers), 2 * len(counts))
@@ -223,21 +231,14 @@ class MetricEvaluator:
         ctx, query = self._ctx, log_range.query
         wanted = wanted_labels(query.stages, unwrap, grouping)
         pieces = []
-        start_ns, end_ns = self._bounds(log_range)
-        for frame in self._reader.select(
-            query.matchers, start_ns, end_ns, needles=needles_of(query.stages), backward=False, ordered=False
-        ):
-            ctx.check_time()
-            self._scanned.lines += len(frame)
-            batch = Batch(frame, wanted)
+
+        def unwrapped(batch: Batch) -> None:
             run_stages(batch, query.stages, self._now_ns)
-            if not len(batch):
-                continue
-            unwrap_values(batch, unwrap)
-            run_stages(batch, unwrap.filters, self._now_ns)
-            if not len(batch):
-                continue
-            self._scanned.lines_kept += len(batch)
+            if len(batch):
+                unwrap_values(batch, unwrap)
+                run_stages(batch, unwrap.filters, self._now_ns)
+
+        for batch in self._batches(log_range, wanted, unwrapped):
             assert batch.samples is not None
             pieces.append((numbers.number(batch), batch.frame.ts_ns, batch.samples))
             ctx.stats.samples += len(batch)
