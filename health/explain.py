@@ -124,14 +124,19 @@ def _per_observer(evaluation: Evaluation, endpoint: int, window_s: int) -> list[
     ]
 
 
+def selector(mapping: SeriesMapping, service: str) -> str:
+    """``,label="service"`` for behind other matchers; "" when the mapping has no label for it."""
+    escaped = service.replace("\\", "\\\\").replace('"', '\\"')
+    return f',{mapping.service}="{escaped}"' if mapping.service else ""
+
+
 def paste_query(mapping: SeriesMapping, service: str) -> str:
     """A query that shows the error ratio per endpoint, from the series the verdict was made of; "" = none is known."""
     errors = mapping.errors_metric()
     successes = mapping.successes_metric()
     if not errors or not successes:
         return ""
-    escaped = service.replace("\\", "\\\\").replace('"', '\\"')
-    where = f'{{{mapping.service}="{escaped}"}}' if mapping.service else ""
+    where = f"{{{selector(mapping, service).lstrip(',')}}}" if mapping.service else ""
     by = f"sum by ({mapping.endpoint})"
     bad, good = (f"{by} (rate({name}{where}[1m]))" for name in (errors, successes))
     return f"{bad} / ({bad} + {good})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -15,7 +16,11 @@ from health.history import Totals, read_totals
 from health.policy_text import parse_duration_ms, parse_policy
 from health.replay import TICKS_MAX, ReplayPlan, replay
 from health.runner import HealthRunner
-from health.signals import Frames
+from health.slo import burn_rates
+from query.engine.engine import Engine
+from query.errors import QueryError
+from query.result import VectorResult
+from query.storage import Storage
 from tsdb.errors import LimitError
 
 _WINDOW_MS_MAX = 6 * 3_600_000
@@ -27,18 +32,21 @@ class Judgements:
     Parameters
     ----------
     frames : the tenant that is read
+    engine : evaluates the queries of ``slo``
     """
 
-    def __init__(self, runner: HealthRunner, frames: Frames, executor: Executor) -> None:
+    def __init__(self, runner: HealthRunner, frames: Storage, executor: Executor, engine: Engine) -> None:
         self._runner = runner
         self._frames = frames
         self._executor = executor
+        self._engine = engine
         self._replaying = asyncio.Lock()
 
     def add_to(self, api: HealthApi) -> None:
-        """Serve ``compare``, ``gates`` and ``replay``."""
+        """Serve ``compare``, ``gates``, ``replay`` and ``slo``."""
         api.add_route("GET", "compare", self._compare)
         api.add_route("POST", "replay", self._replay)
+        api.add_route("GET", "slo", self._slo)
         for method in ("GET", "POST"):
             api.add_route(method, r"gates/(?P<rollout>[^/]+)", self._gate)
 
@@ -100,6 +108,33 @@ class Judgements:
                 return success(await asyncio.get_running_loop().run_in_executor(self._executor, run))
             except LimitError as error:
                 raise ApiError("execution", str(error)) from None
+
+    async def _slo(self, request: Request, _: re.Match[str]) -> Answer:
+        service, text = request.needed("service"), request.param("objective", "0.999")
+        try:
+            objective = float(text)
+        except ValueError:
+            objective = 0.0
+        if not 0 < objective < 1:
+            raise ApiError("bad_data", "objective must lie between 0 and 1")
+        now_ms, warnings = self._runner.clock.now_ms(), []
+
+        def ask(query: str) -> float | None:
+            try:
+                value = self._engine.instant(self._frames, query, now_ms).value
+            except QueryError as error:
+                warnings.append(str(error))
+                return None
+            if not isinstance(value, VectorResult) or not len(value.values):
+                return None
+            ratio = float(value.values[0, 0])
+            return ratio if math.isfinite(ratio) else None
+
+        def rates() -> dict[str, Any]:
+            return burn_rates(service, objective, self._runner.health.mappings, ask)
+
+        data = await asyncio.get_running_loop().run_in_executor(self._executor, rates)
+        return success(data, warnings=sorted(set(warnings)))
 
     async def _compared(
         self, service: str, candidate: Side, baseline: Side | None, params: Mapping[str, str]

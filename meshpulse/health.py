@@ -22,6 +22,7 @@ from health.series import VerdictWriter
 from health.topology import parse_source
 from meshpulse.asgi import App
 from meshpulse.config import Config, milliseconds
+from query.engine.engine import Engine
 from tsdb.clock import Clock
 from tsdb.db import TSDB
 
@@ -48,7 +49,7 @@ class HealthParts:
             executor.shutdown()
 
 
-def build_health(config: Config, db: TSDB, clock: Clock) -> HealthParts | None:
+def build_health(config: Config, db: TSDB, engine: Engine, clock: Clock) -> HealthParts | None:
     """Build the parts; None when they are not wanted."""
     wanted = config.health
     if not wanted.enabled:
@@ -75,5 +76,5 @@ def build_health(config: Config, db: TSDB, clock: Clock) -> HealthParts | None:
     files = FileEds(loop, runner.lease, [parse_file(data) for data in wanted.file_eds])
     runner.followers.append(files)
     api = HealthApi(runner)
-    Judgements(runner, tenant, beside).add_to(api)
+    Judgements(runner, tenant, beside, engine).add_to(api)
     return HealthParts(runner, api, RestEds(runner), files, (ticking, beside))

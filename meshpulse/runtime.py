@@ -247,7 +247,7 @@ class Runtime:
             ),
             admin_api=AdminApi(db, enabled=self.config.server.admin_api),
             scraper=scraper,
-            health=build_health(self.config, db, self._clock),
+            health=build_health(self.config, db, engine, self._clock),
             executors=(parse_threads, query_threads, scrape_threads, log_threads),
         )
 

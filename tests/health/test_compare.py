@@ -19,6 +19,8 @@ from health.mapping import BUILT_IN
 from health.policy import Policy
 from health.runner import HealthRunner
 from health.topology import Fact
+from query.engine.engine import Engine
+from query.limits import QueryLimits
 from tests.health.mesh import Mesh
 from tests.health.test_loop import QUICK
 from tests.query.asgi import Reply, call
@@ -54,7 +56,7 @@ def ask(frames: MemoryStorage, folder: Path, method: str, target: str, body: byt
             clock = ManualClock(NOW)
             runner = HealthRunner(mesh.loop, clock, 1000, executor, executor, [], 1000, lease)
             api = HealthApi(runner)
-            Judgements(runner, frames, executor).add_to(api)
+            Judgements(runner, frames, executor, Engine(QueryLimits())).add_to(api)
             return await call(api, method, f"/api/v1/health/{target}", {}, body)
 
     return asyncio.run(main())
@@ -129,3 +131,18 @@ def test_sides() -> None:
     assert Side.parse('version="v2"') == Side.parse("version=v2") == Side("version", "v2")
     with pytest.raises(ValueError, match="is not"):
         Side.parse("colour=red")
+
+
+def test_burn_rates(tmp_path: Path) -> None:
+    frames = storage({"a:1": 0.01, "b:1": 0.03}, 9000)
+    slo = ask(frames, tmp_path, "GET", "slo?service=svc&objective=0.99").data
+    assert slo["burn"]["5m"] == pytest.approx(2.0, rel=0.01)
+    assert slo["burn"]["3d"] == pytest.approx(2.0, rel=0.01)
+    assert slo["budget_left"] == pytest.approx(-1.0, rel=0.02)
+    assert [(a["severity"], a["windows"]) for a in slo["alerts"]] == [("ticket", ["3d", "6h"])]
+    strict = ask(frames, tmp_path, "GET", "slo?service=svc").data
+    assert [a["severity"] for a in strict["alerts"]] == ["page", "page", "ticket"]
+    nobody = ask(frames, tmp_path, "GET", "slo?service=nobody").data
+    assert set(nobody["burn"].values()) == {None}
+    assert nobody["alerts"] == []
+    assert ask(frames, tmp_path, "GET", "slo?service=svc&objective=2").status == 400

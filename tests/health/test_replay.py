@@ -18,6 +18,8 @@ from health.lease import ActuatorLease
 from health.policy import ErrorRule, Mode, Policy
 from health.replay import ReplayPlan, replay
 from health.runner import HealthRunner
+from query.engine.engine import Engine
+from query.limits import QueryLimits
 from tests.health.mesh import START_MS, Mesh
 from tests.health.test_loop import QUICK
 from tests.query.asgi import Reply, call
@@ -72,7 +74,7 @@ def test_over_http(mesh: Mesh, tmp_path: Path) -> None:
             lease = ActuatorLease(FolderStore(tmp_path))
             runner = HealthRunner(mesh.loop, ManualClock(mesh.now), 1000, executor, executor, [], 1000, lease)
             api = HealthApi(runner)
-            Judgements(runner, mesh.storage, executor).add_to(api)
+            Judgements(runner, mesh.storage, executor, Engine(QueryLimits())).add_to(api)
             return await call(api, "POST", "/api/v1/health/replay", {}, json.dumps(data).encode())
 
     start = START_MS / 1000 + 90
