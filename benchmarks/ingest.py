@@ -31,26 +31,46 @@ class IngestFigures:
     wall_samples_per_second: float
 
 
-def send(server: Server, bodies: list[bytes], senders: int = 1) -> None:
-    """Post every body; anything but 2xx is an error.
+class Senders:
+    """Connections that stay open from round to round, as those of a Prometheus do.
 
-    Each sender has a connection and its own share of the series, as the shards of a Prometheus have: the requests of
-    a sender follow each other, those of different senders overlap.
+    Each has its own share of the series, as the shards of a Prometheus have: the requests of a sender follow each
+    other, those of different senders overlap.
     """
 
-    def one(share: list[bytes]) -> None:
-        connection = server.connect()
+    def __init__(self, server: Server, count: int) -> None:
+        self._server = server
+        self._connections = [server.connect() for _ in range(count)]
+        self._pool = ThreadPoolExecutor(count)
+
+    def __enter__(self) -> Senders:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        for connection in self._connections:
+            connection.close()
+
+    def send(self, bodies: list[bytes]) -> None:
+        """Post every body; anything but 2xx is an error."""
+        count = len(self._connections)
+        for done in [self._pool.submit(self._post, k, bodies[k::count]) for k in range(count)]:
+            done.result()
+
+    def _post(self, number: int, share: list[bytes]) -> None:
+        connection = self._connections[number]
         for body in share:
-            connection.request("POST", server.write_path, body, HEADERS)
+            connection.request("POST", self._server.write_path, body, HEADERS)
             answer = connection.getresponse()
             text = answer.read()
             if answer.status // 100 != 2:
-                raise RuntimeError(f"{server.name} answered {answer.status}: {text[:500]!r}")
-        connection.close()
+                raise RuntimeError(f"{self._server.name} answered {answer.status}: {text[:500]!r}")
 
-    with ThreadPoolExecutor(senders) as pool:
-        for done in [pool.submit(one, bodies[k::senders]) for k in range(senders)]:
-            done.result()
+
+def send(server: Server, bodies: list[bytes], senders: int = 1) -> None:
+    """Post every body over connections of their own."""
+    with Senders(server, senders) as connections:
+        connections.send(bodies)
 
 
 def measure(server: Server, n_series: int, rounds: int, senders: int = SENDERS, group: int = 5) -> IngestFigures:
@@ -68,16 +88,17 @@ def measure(server: Server, n_series: int, rounds: int, senders: int = SENDERS, 
         send(server, bodies.round(start_ms + 15_000 * k))
     best_cpu, best_wall = float("inf"), float("inf")
     k = 3
-    while k + group <= rounds:
-        prepared = [bodies.round(start_ms + 15_000 * (k + j)) for j in range(group)]
-        cpu, wall = server.cpu_seconds(), time.perf_counter()
-        for one_round in prepared:
-            send(server, one_round, senders)
-        wall = time.perf_counter() - wall
-        server.settle(0.5, 5.0)
-        best_cpu = min(best_cpu, (server.cpu_seconds() - cpu) / (group * n_series))
-        best_wall = min(best_wall, wall / (group * n_series))
-        k += group
+    with Senders(server, senders) as connections:
+        while k + group <= rounds:
+            prepared = [bodies.round(start_ms + 15_000 * (k + j)) for j in range(group)]
+            cpu, wall = server.cpu_seconds(), time.perf_counter()
+            for one_round in prepared:
+                connections.send(one_round)
+            wall = time.perf_counter() - wall
+            server.settle(0.5, 5.0)
+            best_cpu = min(best_cpu, (server.cpu_seconds() - cpu) / (group * n_series))
+            best_wall = min(best_wall, wall / (group * n_series))
+            k += group
     while k < rounds:
         send(server, bodies.round(start_ms + 15_000 * k))
         k += 1

@@ -27,7 +27,7 @@ from meshpulse.asgi import Scope
 HEAD_BYTES_MAX = 8192
 HEADS_MAX = 256
 """Most spellings of a head that are remembered: senders are few."""
-LENGTH_MAX = 4 << 20
+LENGTH_MAX = 1 << 20
 """Longer bodies are read piece by piece on the event loop, where a limit can refuse them half way."""
 IDLE_SECONDS = 75
 CONNECTIONS_MAX = 64

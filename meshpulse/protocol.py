@@ -163,6 +163,6 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser with a piece of the body."""
-        cycle = cast(PiecesCycle, self.cycle)
-        if not cycle.response_complete and cycle.take(body):
+        cycle = cast(PiecesCycle | None, self.cycle)  # None on the way to a WebSocket
+        if cycle is not None and not cycle.response_complete and cycle.take(body):
             self.flow.pause_reading()
