@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from tsdb.errors import CorruptionError
 from tsdb.logs.frame import PAD_BYTES
 
 BODY_VERSION = 1
+RECORD_BYTES_MAX = 16 << 20
+"""A record ends with the row that passes this; one row more still fits the log."""
+
 _HEAD_BYTES = 8  # version u8, three zeros, rows u32
 _ROW_BYTES = 4 + 8 + 4 + 4 + 1
 
@@ -40,6 +44,18 @@ class LogBatch:
     def __len__(self) -> int:
         return len(self.refs)
 
+    def rows(self, first: int, last: int) -> LogBatch:
+        """Some rows in a row; nothing is copied."""
+        return LogBatch(
+            self.refs[first:last],
+            self.ts_ns[first:last],
+            self.line_offsets[first : last + 1],
+            self.line_bytes,
+            self.meta_offsets[first : last + 1],
+            self.meta_bytes,
+            self.levels[first:last],
+        )
+
 
 def encode_rows(batch: LogBatch) -> bytes:
     """Body of a LOG_ROWS record (docs/format/logs.md)."""
@@ -55,6 +71,14 @@ def encode_rows(batch: LogBatch) -> bytes:
         batch.meta_bytes[int(batch.meta_offsets[0]) : int(batch.meta_offsets[-1])],
     )
     return b"".join(np.ascontiguousarray(part).data.cast("B") for part in parts if part.size)
+
+
+def encode_batch(batch: LogBatch) -> list[bytes]:
+    """Bodies of the LOG_ROWS records of a batch: more than one where it is large."""
+    before = batch.line_offsets[:-1] + batch.meta_offsets[:-1] + _ROW_BYTES * np.arange(len(batch))
+    number = (before - before[0]) // RECORD_BYTES_MAX
+    cuts = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(batch)]
+    return [encode_rows(batch.rows(first, last)) for first, last in pairwise(cuts)]
 
 
 def decode_rows(body: bytes) -> LogBatch:

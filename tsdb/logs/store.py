@@ -25,7 +25,7 @@ from tsdb.frame import LabelTable
 from tsdb.index.registry import SeriesRegistry
 from tsdb.labels import Labels
 from tsdb.limits import SeriesLimits
-from tsdb.logs.batch import LogBatch, decode_rows, encode_rows
+from tsdb.logs.batch import LogBatch, decode_rows, encode_batch
 from tsdb.logs.buffer import BATCH_BYTES_MAX, BATCH_ROWS_MAX, LINE_BYTES_FULL, ROWS_FULL, Buffer
 from tsdb.logs.frame import ROWS_MAX, IndexStats, LogFrame, gather
 from tsdb.logs.part import Part, Rows, join_texts, write_part
@@ -74,28 +74,28 @@ class LogStoreStats:
 class _AppendOperation:
     """A batch on its way through the log."""
 
-    __slots__ = ("_batch", "_body", "_max_ms", "_store")
+    __slots__ = ("_batch", "_bodies", "_max_ms", "_store")
 
     def __init__(self, store: LogStore, batch: LogBatch) -> None:
         self._store = store
         self._batch = batch
-        self._body = encode_rows(batch)
+        self._bodies = encode_batch(batch)
         self._max_ms = int(batch.ts_ns.max()) // 1_000_000
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the record."""
-        return len(self._body)
+        """Bytes of the records."""
+        return sum(map(len, self._bodies))
 
     def records(self, segment: int) -> list[Record]:
         """Streams that the segment does not define yet, then the rows."""
         out = self._store.stream_records(self._batch.refs, segment)
-        out.append(Record(Kind.LOG_ROWS, self._store.name, LOG_SHARD, self._body, self._max_ms))
+        out += [Record(Kind.LOG_ROWS, self._store.name, LOG_SHARD, body, self._max_ms) for body in self._bodies]
         return out
 
     def apply(self, position: int) -> int:
         """Append; the number of entries that were new."""
-        self._body = b""
+        self._bodies.clear()
         return self._store.apply(self._batch, position)
 
 

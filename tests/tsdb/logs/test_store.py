@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from tsdb.db import TSDB, StoreConfig, TenantConfig
 from tsdb.labels import Labels
+from tsdb.logs import batch as batch_module
 from tsdb.logs import part as part_module
-from tsdb.logs.batch import LogBatch, decode_rows, encode_rows
+from tsdb.logs.batch import LogBatch, decode_rows, encode_batch, encode_rows
 from tsdb.logs.frame import Texts
 from tsdb.logs.store import LogLimits, LogStore
 from tsdb.matchers import Matcher, MatchOp
@@ -264,6 +265,19 @@ def test_record_bodies_round_trip(tmp_path: Path) -> None:
     assert Texts(got.line_bytes, got.line_offsets).to_list() == [b"", b"\xff\x00"]
     assert Texts(got.meta_bytes, got.meta_offsets).to_list() == [b"", b"k\xff\xc3\xa9\xff"]
     db.close()
+
+
+def test_a_large_batch_is_logged_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "RECORD_BYTES_MAX", 1000)
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    rows = rows_of(0, 200)
+    assert len(encode_batch(batch_of(logs, rows))) > 5
+    push(logs, rows)
+    db.close()
+    again = open_db(tmp_path)
+    assert sorted(read(again.tenant("default").logs)) == sorted(rows)
+    again.close()
 
 
 def test_a_crash_between_part_and_manifest_keeps_each_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
