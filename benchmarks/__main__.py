@@ -7,7 +7,7 @@ import platform
 import sys
 from pathlib import Path
 
-from benchmarks import ingest, query, startup
+from benchmarks import ingest, query, senders, startup
 from benchmarks.peers import all_servers
 
 SERIES = 100_000
@@ -76,6 +76,10 @@ def main() -> None:
         "",
         _peers({n: f.wall_samples_per_second for n, f in written.items()}, ",.0f"),
     )
+    protocols = senders.measure_all()
+    first = protocols["remote-write 1.0"]
+    for name, bar in (("remote-write 2.0", "1.0x remote-write 1.0"), ("OTLP", "2.0x remote-write 1.0")):
+        _row(f"{name}, ns CPU a sample", f"{protocols[name]:.0f} ({protocols[name] / first:.2f}x)", bar, "")
     _row(
         "sum by (rate[5m]), 14.4 M samples, ms wall",
         f"{my.sum_rate_wall_ms:.0f}",

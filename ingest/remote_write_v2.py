@@ -12,8 +12,10 @@ import struct
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from ingest.buffers import Spares
@@ -40,6 +42,9 @@ KEYS_MAX = SPELLINGS_PER_SERIES << 21
 """Spellings kept a tenant: four of each of two million series. The next one begins a new table."""
 
 _KEY_BYTES_MAX = 4 << 30  # address space
+_TABLES_MAX = 256  # requests whose tables are kept: at 2,000 series 250 kB each, 64 MB for half a million series
+TABLE_BYTES_MIN = 4096  # smaller requests gain nothing
+_SERIES_TAG = 0x2A
 _REPLICAS_MAX = 10_000
 _KEPT_BYTES_MAX = 8 << 20  # a thread keeps its buffers below this; a larger body gets its own
 _SUFFIXES = {"histogram": ("_bucket", "_count", "_sum"), "summary": ("_count", "_sum")}
@@ -56,13 +61,86 @@ class Spellings:
     replicas : names of senders of pairs that have a symbol
     """
 
-    __slots__ = ("keys", "metadata", "next_symbols", "replicas")
+    __slots__ = ("_lock", "_table_bytes_min", "_tables", "keys", "metadata", "next_symbols", "replicas")
 
-    def __init__(self, keys_max: int) -> None:
+    def __init__(self, keys_max: int, table_bytes_min: int) -> None:
         self.replicas: set[bytes] = set()
+        self._table_bytes_min = table_bytes_min
+        self._tables: dict[int, Table | None] = {}  # by the first bytes; None: seen once
+        self._lock = threading.Lock()
         self.keys = KeyTable(keys_max, _KEY_BYTES_MAX)
         self.next_symbols: NDArray[np.uint32] = Arena(np.uint32, SYMBOLS_MAX).array
         self.metadata: NDArray[np.uint32] = Arena(np.uint32, keys_max + 1).array
+
+    def find_table(self, raw: NDArray[np.uint8], size: int) -> tuple[int, Table | None]:
+        """(what :meth:`keep_table` needs, the table that a body begins with); the table None when it is not known."""
+        if size < self._table_bytes_min:
+            return 0, None
+        name = xxhash.xxh3_64_intdigest(raw[: self._table_bytes_min].data)
+        table = self._tables.get(name)
+        if table is not None and not (
+            size > table.end
+            and raw[table.end] == _SERIES_TAG
+            and np.array_equal(raw[: table.end], table.body[: table.end])
+        ):
+            self._remember(name, None)
+            return name, None
+        return name, table
+
+    def keep_table(self, name: int, size: int, scratch: _Scratch) -> None:
+        """Keep the table of a parsed body if its beginning has been seen before."""
+        seen = name in self._tables
+        complete = not scratch.facts[kernels.FACT_MISSES]  # or else it would be without keys for ever
+        self._remember(name, Table.of(size, scratch) if seen and complete else None)
+
+    def _remember(self, name: int, table: Table | None) -> None:
+        with self._lock:
+            self._tables.pop(name, None)
+            while len(self._tables) >= _TABLES_MAX:
+                del self._tables[next(iter(self._tables))]
+            self._tables[name] = table
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The symbols of a request that came more than once, and what it said.
+
+    Attributes
+    ----------
+    body : (bytes,) uint8, padded       the request
+    end : bytes of its symbols, which come first
+    symbols, symbol_ids, series : as the kernel wrote them
+    """
+
+    body: NDArray[np.uint8]
+    end: int
+    symbols: NDArray[np.int64]
+    symbol_ids: NDArray[np.uint32]
+    series: NDArray[np.int64]
+
+    @staticmethod
+    def of(size: int, scratch: _Scratch) -> Table | None:
+        """The table of the body that was parsed last; None when its symbols are not one run at the front."""
+        n_symbols, n_series = (int(scratch.facts[i]) for i in (kernels.FACT_SYMBOLS, kernels.FACT_SERIES))
+        symbols = scratch.symbols[:n_symbols]
+        if not n_symbols:
+            return None
+        lengths = symbols[:, kernels.SYMBOL_END] - symbols[:, kernels.SYMBOL_BEGIN]
+        heads = 2 + (lengths >= 1 << 7) + (lengths >= 1 << 14) + (lengths >= 1 << 21)
+        end = int(symbols[-1, kernels.SYMBOL_END])
+        if int((lengths + heads).sum()) != end:
+            return None
+        return Table(
+            scratch.raw[: size + PAD_BYTES].copy(),
+            end,
+            symbols.copy(),
+            scratch.symbol_ids[:n_symbols].copy(),
+            scratch.series[:n_series].copy(),
+        )
+
+
+_NO_BODY: NDArray[np.uint8] = np.zeros(PAD_BYTES, np.uint8)
+_NO_SERIES: NDArray[np.int64] = np.zeros((0, kernels.SERIES_COLUMNS), np.int64)
 
 
 class _Scratch:
@@ -82,6 +160,7 @@ class _Scratch:
         self.refs: NDArray[np.uint32] = np.empty(samples, np.uint32)
         self.ts_ms: NDArray[np.int64] = np.empty(samples, np.int64)
         self.bits: NDArray[np.uint64] = np.empty(samples, np.uint64)
+        self.series: NDArray[np.int64] = np.empty((samples, kernels.SERIES_COLUMNS), np.int64)
         self.misses: NDArray[np.int64] = np.empty((samples, kernels.MISS_COLUMNS), np.int64)
         self.exemplars: NDArray[np.int64] = np.empty((samples, kernels.EXEMPLAR_COLUMNS), np.int64)
         self.metadata: NDArray[np.int64] = np.empty((samples, kernels.METADATA_COLUMNS), np.int64)
@@ -103,6 +182,7 @@ class RemoteWriteV2Receiver:
     limits : what one request may be
     pairs : labels of pairs of senders; None = there are none
     keys_max : spellings kept a tenant
+    table_bytes_min : smallest request whose symbols are kept for the next one
     """
 
     def __init__(
@@ -111,8 +191,10 @@ class RemoteWriteV2Receiver:
         limits: WriteLimits | None = None,
         pairs: ReplicaLabels | None = None,
         keys_max: int = KEYS_MAX,
+        table_bytes_min: int = TABLE_BYTES_MIN,
     ) -> None:
         self._keys_max = keys_max
+        self._table_bytes_min = table_bytes_min
         self._writer = writer
         self._limits = limits or WriteLimits()
         self._pairs = pairs
@@ -140,11 +222,19 @@ class RemoteWriteV2Receiver:
     def _take(self, tenant: Tenant, size: int, scratch: _Scratch) -> Reception:
         registry = tenant.registry
         spellings = self._spellings_of(registry)
-        n_samples = self._parse(registry, spellings, size, scratch)
+        name, table = spellings.find_table(scratch.raw, size)
+        n_samples = self._parse(registry, spellings, size, scratch, table) if table else kernels.AGAIN
+        if n_samples == kernels.AGAIN:
+            table = None
+            n_samples = self._parse(registry, spellings, size, scratch, None)
+            if n_samples == kernels.AGAIN:
+                n_samples = self._parse(registry, spellings, size, scratch, None, scattered=True)
+            elif name:
+                spellings.keep_table(name, size, scratch)
         facts: list[int] = scratch.facts.tolist()
         if not facts[kernels.FACT_OWN_FIELDS] and facts[kernels.FACT_V1_FIELDS]:
             raise RejectedError(Reason.MALFORMED, "the body is a remote-write 1.0 request under the 2.0 type")
-        texts = _Texts(scratch, facts[kernels.FACT_SYMBOLS])
+        texts = _Texts(scratch.raw, table or scratch, facts[kernels.FACT_SYMBOLS])
         refusals = Refusals()
         refs = scratch.refs[:n_samples].copy()
         keep: NDArray[np.bool_] | None = None
@@ -193,20 +283,30 @@ class RemoteWriteV2Receiver:
         found = self._spellings.get(registry)
         if found is None:
             with self._lock:
-                found = self._spellings.setdefault(registry, Spellings(self._keys_max))
+                found = self._spellings.setdefault(registry, Spellings(self._keys_max, self._table_bytes_min))
         return found
 
-    def _parse(self, registry: SeriesRegistry, spellings: Spellings, size: int, scratch: _Scratch) -> int:
+    def _parse(
+        self,
+        registry: SeriesRegistry,
+        spellings: Spellings,
+        size: int,
+        scratch: _Scratch,
+        table: Table | None,
+        scattered: bool = False,
+    ) -> int:
         symbols = registry.symbols.arrays()
+        known = (table.end, len(table.symbols), table.body, table.series) if table else (0, 0, _NO_BODY, _NO_SERIES)
         while True:
             n_samples = int(
                 kernels.parse_write_v2(
                     scratch.raw, size,
                     symbols.sym_bytes, symbols.sym_offsets, symbols.slots, spellings.next_symbols,
                     *spellings.keys.arrays(), spellings.metadata,
-                    scratch.symbols, scratch.symbol_ids, scratch.said_before, scratch.run,
+                    int(scattered), *known,
+                    (table or scratch).symbols, (table or scratch).symbol_ids, scratch.said_before, scratch.run,
                     scratch.refs, scratch.ts_ms, scratch.bits,
-                    scratch.misses, scratch.exemplars, scratch.metadata, scratch.facts,
+                    scratch.series, scratch.misses, scratch.exemplars, scratch.metadata, scratch.facts,
                 )
             )  # fmt: skip
             if n_samples == kernels.MALFORMED:
@@ -249,7 +349,7 @@ class RemoteWriteV2Receiver:
             keys = spellings.keys.add_batch(texts.runs, begins[has_key], ends[has_key], of_key)
             if (keys < 0).any():  # full of series that are long gone: those that are alive come back at once
                 with self._lock:
-                    self._spellings[registry] = Spellings(self._keys_max)
+                    self._spellings[registry] = Spellings(self._keys_max, self._table_bytes_min)
         per_sample = np.repeat(np.where(good, found, -1), misses[:, kernels.MISS_SAMPLES])
         pending = np.flatnonzero(refs == kernels.PENDING)
         refs[pending] = np.maximum(per_sample, 0).astype(np.uint32)
@@ -278,10 +378,10 @@ def _ranges(facts: Sequence[int], first: int, count: int) -> Iterable[Sequence[i
 class _Texts:
     """The texts of one request, for what is not a known series."""
 
-    def __init__(self, scratch: _Scratch, n_symbols: int) -> None:
-        self.raw = scratch.raw
-        self._symbols = scratch.symbols
-        self._symbol_ids = scratch.symbol_ids
+    def __init__(self, raw: NDArray[np.uint8], symbols: Table | _Scratch, n_symbols: int) -> None:
+        self.raw = raw
+        self._symbols = symbols.symbols
+        self._symbol_ids = symbols.symbol_ids
         self._n_symbols = n_symbols
         self.runs: NDArray[np.uint8] = np.zeros(0, np.uint8)
 

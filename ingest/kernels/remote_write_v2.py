@@ -6,6 +6,9 @@
 Senders build a symbol table per request, so neither its bytes nor the refs repeat. What repeats are the texts: each
 symbol is looked up once in the tenant's own table, first as the one that followed last time, and the key of a series
 is the run of these process-wide numbers, four bytes each. It is shorter than the labels, and the same for all senders.
+
+A sender that does repeat a whole table repeats its refs as well: then they are compared with those of the request
+before, byte by byte.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from tsdb.kernels.symbols import find_symbol
 
 MALFORMED = -1
 FULL = -2
+AGAIN = -3
 
 PENDING = 0xFFFFFFFF  # ref of a sample whose series is among the misses
 UNKNOWN = 0xFFFFFFFF  # tenant symbol of a text that the tenant's table does not hold
@@ -41,6 +45,10 @@ EXEMPLAR_COLUMNS = 3
 METADATA_KEY, METADATA_HASH, METADATA_BEGIN, METADATA_END, METADATA_SERIES_BEGIN, METADATA_SERIES_END = range(6)
 METADATA_COLUMNS = 6
 
+# columns of ``series`` and ``known_series``: where the refs lie, and their key (-1: not to be trusted)
+SERIES_REFS_BEGIN, SERIES_REFS_END, SERIES_KEY = range(3)
+SERIES_COLUMNS = 3
+
 # slots of ``facts``
 (
     FACT_SYMBOLS,
@@ -55,9 +63,10 @@ METADATA_COLUMNS = 6
     FACT_ERROR_AT,  # byte where a malformed body was given up
     FACT_NATIVE_SERIES,  # series with native histograms
     FACT_EMPTY_SERIES,  # series with nothing in them
-) = range(12)
+    FACT_SERIES,
+) = range(13)
 SHOWN = 3
-FACT_NATIVE_RANGES = 12  # from here: begin and end of the first such series
+FACT_NATIVE_RANGES = 13  # from here: begin and end of the first such series
 FACT_EMPTY_RANGES = FACT_NATIVE_RANGES + 2 * SHOWN
 FACTS = FACT_EMPTY_RANGES + 2 * SHOWN
 
@@ -68,6 +77,7 @@ RUN_BAD = -2
 
 _U0 = np.uint64(0)
 _U32 = np.uint64(32)
+_ONES = np.uint64(0xFFFFFFFFFFFFFFFF)
 _LOW7 = np.uint64(0x7F)
 _NEXT7 = np.uint64(0x7F << 7)
 _CONTINUES = np.uint64(0x80)
@@ -128,6 +138,23 @@ def refs_are_sound(body, begin, end, wire):
 
 
 @device
+def same_text(a, a_at, b, b_at, n):
+    """Whether two ranges of usual text lengths are the same, without a branch that depends on the length.
+
+    Both arrays go on for 32 bytes behind the ranges.
+    """
+    if n > 32:
+        return same_bytes(a, a_at, b, b_at, n)
+    differ = _U0
+    for k in range(4):
+        rest = max(i64(0), min(i64(8), n - 8 * k))
+        # In two halves: a shift by 64 is not defined.
+        mask = ~((_ONES << u64(4 * rest)) << u64(4 * rest))
+        differ |= (load64(a, a_at + 8 * k) ^ load64(b, b_at + 8 * k)) & mask
+    return differ == _U0
+
+
+@device
 def read_pair(body, pos):
     """(name ref, value ref, position after them); position -1 when one takes more than two bytes.
 
@@ -165,16 +192,18 @@ def symbol_hash(body, symbols, n_symbols, ref):
         const(u8), i64,
         const(u8), const(u64), const(u64), mut(u32),
         const(u8), const(u64), const(u32), const(u32), mut(u32), const(u64), const(u32),
+        i64, i64, i64, const(u8), const(i64, 2),
         mut(i64, 2), mut(u32), mut(u64, 2), mut(u8),
-        mut(u32), mut(i64), mut(u64), mut(i64, 2), mut(i64, 2), mut(i64, 2), mut(i64),
+        mut(u32), mut(i64), mut(u64), mut(i64, 2), mut(i64, 2), mut(i64, 2), mut(i64, 2), mut(i64),
     )
 )  # fmt: skip
 def parse_write_v2(
     body, n_bytes,
     sym_bytes, sym_offsets, sym_slots, next_symbols,
     key_bytes, key_offsets, key_lengths, key_refs, next_keys, slots, key_metadata,
+    scattered, table_end, table_symbols, known_body, known_series,
     symbols, symbol_ids, said_before, run,
-    out_refs, out_ts_ms, out_bits, misses, exemplars, metadata, facts,
+    out_refs, out_ts_ms, out_bits, series, misses, exemplars, metadata, facts,
 ):  # fmt: skip
     """Turn a decompressed body into samples of known series and a list of unknown series.
 
@@ -186,11 +215,16 @@ def parse_write_v2(
     next_symbols : (symbols,) uint32, state     symbol that followed last time; 0 = none
     key_bytes ... slots : as of ``KeyTable.arrays()``; ``next_keys`` is written where the order changed
     key_metadata : (keys,) uint32, const        hash of the metadata last taken over for a key
+    scattered : int64                           0: symbols are expected before the first series; 1: anywhere
+    table_end, table_symbols : int64            bytes and number of the symbols that ``symbols`` and ``symbol_ids`` hold
+        already, because the body begins as ``known_body`` does; 0 = none
+    known_body, known_series : the request before with these symbols, and its ``series``; empty when there is none
     symbols : (capacity, 2) int64, written      text ranges of the request's symbols
     symbol_ids : (capacity,) uint32, written    their numbers in the tenant's table, or ``UNKNOWN``
     said_before : (2 ** SAID_BITS, 2) uint64, written    scratch: metadata messages of this request -> what they say
     run : (8 * RUN_PAIRS,) uint8, written       scratch for one key
     out_refs, out_ts_ms, out_bits : (capacity,) written; ref ``PENDING`` for samples of a missed series
+    series : (capacity, 3) int64, written       columns ``SERIES_*``; only when no table was known
     misses : (capacity, 7) int64, written       columns ``MISS_*``; ``MISS_BAD`` 1 when its refs make no labels
     exemplars : (capacity, 3) int64, written    columns ``EXEMPLAR_*``
     metadata : (capacity, 6) int64, written     columns ``METADATA_*``; only what changed
@@ -198,21 +232,25 @@ def parse_write_v2(
 
     Returns
     -------
-    int64    number of samples; ``MALFORMED``; ``FULL`` when an output is too small (double them and call again)
+    int64    number of samples; ``MALFORMED``; ``FULL`` when an output is too small (double them and call again);
+        ``AGAIN`` when there are symbols behind the first series (call again with ``scattered`` 1 and no known table)
     """
     facts[:] = 0
     said_before[:] = 0
     facts[FACT_NEWEST_MS] = i64(-(1 << 63))
 
     # 1. the symbols, each looked up once
-    n_symbols = i64(0)
+    n_symbols = i64(table_symbols)
+    facts[FACT_OWN_FIELDS] = n_symbols
     last = i64(0)
-    pos = i64(0)
+    pos = i64(table_end)
     while pos < n_bytes:
         facts[FACT_ERROR_AT] = pos
         field, wire, begin, pos = next_field(body, pos, n_bytes)
         if pos < 0:
             return MALFORMED
+        if field == 5 and scattered == 0:
+            break
         if field == 1 or field == 3:
             facts[FACT_V1_FIELDS] += 1
         if field == 4 or field == 5:
@@ -229,7 +267,7 @@ def parse_write_v2(
         if (
             symbol == 0
             or i64(sym_offsets[symbol + 1]) - at != length
-            or not same_bytes(body, begin, sym_bytes, at, length)
+            or not same_text(body, begin, sym_bytes, at, length)
         ):
             h = hash_bytes(body, begin, pos)
             symbol = i64(find_symbol(h, body, begin, pos, sym_bytes, sym_offsets, sym_slots))
@@ -247,23 +285,53 @@ def parse_write_v2(
     n_misses = i64(0)
     n_metadata = i64(0)
     n_exemplars = i64(0)
+    n_series = i64(0)
     previous = i64(0)  # key 0 is the start of every request; -1 when the previous series has no key
-    pos = i64(0)
+    pos = i64(0) if scattered != 0 else facts[FACT_ERROR_AT]
     while pos < n_bytes:
+        facts[FACT_ERROR_AT] = pos
         field, wire, begin, pos = next_field(body, pos, n_bytes)
+        if pos < 0:
+            return MALFORMED
         if field != 5:
+            if scattered == 0:
+                if field == 4:
+                    return AGAIN
+                if field == 1 or field == 3:
+                    facts[FACT_V1_FIELDS] += 1
             continue
+        if wire != WIRE_BYTES:
+            return MALFORMED
+        facts[FACT_OWN_FIELDS] += 1
         end = pos
 
-        # 2a. the series that followed last time, compared pair by pair
+        # 2a. the series that stood here last time, or the one that followed, compared pair by pair
         key = i64(-1)
+        refs_begin = i64(0)
+        refs_end = i64(0)
         at = begin
-        if previous >= 0 and at < end and body[at] == REFS_TAG:
+        if n_series < len(known_series) and at < end and body[at] == REFS_TAG:
+            size, at = read_varint(body, at + 1, end)
+            known = known_series[n_series, SERIES_REFS_BEGIN]
+            if (
+                at >= 0
+                and size <= u64(end - at)
+                and known_series[n_series, SERIES_KEY] > 0
+                and i64(size) == known_series[n_series, SERIES_REFS_END] - known
+                and same_text(body, at, known_body, known, i64(size))
+            ):
+                key = known_series[n_series, SERIES_KEY]
+                at += i64(size)
+            else:
+                at = begin
+        if key < 0 and previous >= 0 and at < end and body[at] == REFS_TAG:
             size, at = read_varint(body, at + 1, end)
             if at < 0 or size > u64(end - at):
                 facts[FACT_ERROR_AT] = begin
                 return MALFORMED
             stop = at + i64(size)
+            refs_begin = at
+            refs_end = stop
             guess = i64(next_keys[previous])
             mark = i64(key_offsets[guess])
             mark_end = mark + i64(key_lengths[guess])
@@ -295,18 +363,19 @@ def parse_write_v2(
                 if at < 0 or (field == 1 and not refs_are_sound(body, inner, at, wire)):
                     return MALFORMED
             at = begin
-            n_run, known = build_run(body, begin, end, symbol_ids, n_symbols, run)
+            n_run, complete = build_run(body, begin, end, symbol_ids, n_symbols, run)
             bad = n_run == RUN_BAD
-            if n_run > 0 and known:
+            if n_run > 0 and complete:
                 key = i64(find_key(run, 0, n_run, key_bytes, key_offsets, key_lengths, slots))
                 if key > 0 and previous >= 0:
                     next_keys[previous] = u32(key)
 
         # 2b. everything else
         odd = False
-        series = u32(PENDING)
+        n_runs = 1 if predicted else 0
+        own = u32(PENDING)
         if key > 0:
-            series = key_refs[key]
+            own = key_refs[key]
         first = n_samples
         first_exemplar = n_exemplars
         n_histograms = i64(0)
@@ -321,6 +390,9 @@ def parse_write_v2(
                 if not refs_are_sound(body, inner, at, wire):
                     return MALFORMED
                 odd |= predicted  # another run of refs behind the one that was compared
+                n_runs += 1
+                refs_begin = inner
+                refs_end = at
                 continue
             if field > 5:
                 continue
@@ -353,7 +425,7 @@ def parse_write_v2(
                 if n_samples > first and ts_ms < newest:
                     unsorted = True
                 newest = max(newest, ts_ms)
-                out_refs[n_samples] = series
+                out_refs[n_samples] = own
                 out_ts_ms[n_samples] = ts_ms
                 out_bits[n_samples] = bits
                 n_samples += 1
@@ -362,7 +434,7 @@ def parse_write_v2(
             elif field == 4:
                 if n_exemplars >= len(exemplars):
                     return FULL
-                exemplars[n_exemplars, EXEMPLAR_REF] = i64(series)
+                exemplars[n_exemplars, EXEMPLAR_REF] = i64(own)
                 exemplars[n_exemplars, EXEMPLAR_BEGIN] = inner
                 exemplars[n_exemplars, EXEMPLAR_END] = at
                 n_exemplars += 1
@@ -402,7 +474,7 @@ def parse_write_v2(
                     n_metadata += 1
         if odd:  # the labels go on elsewhere: nobody's habit, so the slow way each time
             key = i64(-1)
-            n_run, known = build_run(body, begin, end, symbol_ids, n_symbols, run)
+            n_run, complete = build_run(body, begin, end, symbol_ids, n_symbols, run)
             bad = n_run == RUN_BAD
         if n_histograms > 0:
             shown = facts[FACT_NATIVE_SERIES]
@@ -422,6 +494,13 @@ def parse_write_v2(
         facts[FACT_NEWEST_MS] = max(facts[FACT_NEWEST_MS], newest)
 
         # 2c. what follows what, and what nobody knows yet
+        if table_end == 0:
+            if n_series >= len(series):
+                return FULL
+            series[n_series, SERIES_REFS_BEGIN] = refs_begin
+            series[n_series, SERIES_REFS_END] = refs_end
+            series[n_series, SERIES_KEY] = key if n_runs == 1 and body[begin] == REFS_TAG else i64(-1)
+        n_series += 1
         previous = key if key > 0 else i64(-1)
         if key < 0 and (n_samples > first or n_exemplars > first_exemplar):
             if n_misses >= len(misses):
@@ -439,6 +518,7 @@ def parse_write_v2(
             misses[n_misses, MISS_BAD] = 1 if bad else 0
             n_misses += 1
     facts[FACT_SYMBOLS] = n_symbols
+    facts[FACT_SERIES] = n_series
     facts[FACT_MISSES] = n_misses
     facts[FACT_METADATA] = n_metadata
     facts[FACT_EXEMPLARS] = n_exemplars

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.kernels.remote_write_v2 import FACT_MISSES
+from ingest.kernels.remote_write_v2 import FACT_MISSES, SERIES_KEY
 from ingest.reception import SampleWriter
 from ingest.remote_write_v2 import RemoteWriteV2Receiver
 from ingest.store import Metadata
@@ -67,7 +67,7 @@ class Beside:
         self.tenant = Recorder()
         self.tally = Tally()
         writer = SampleWriter(ManualClock(NOW), self.tally, TimeLimits(1 << 60, 1 << 60))
-        self.receiver = RemoteWriteV2Receiver(writer)
+        self.receiver = RemoteWriteV2Receiver(writer, table_bytes_min=24)
 
     def check(self, body: bytes) -> None:
         try:
@@ -149,7 +149,7 @@ def bodies(draw: st.DrawFn) -> bytes:
 @given(st.lists(bodies(), min_size=1, max_size=4))
 def test_receiver_is_the_twin(batches: list[bytes]) -> None:
     beside = Beside()
-    for body in batches + batches:  # the second round meets known keys and predictions
+    for body in batches * 3:  # the second round meets known keys and predictions, the third known tables
         beside.check(body)
 
 
@@ -158,7 +158,8 @@ def test_receiver_is_the_twin(batches: list[bytes]) -> None:
 @given(bodies(), st.data())
 def test_broken_bodies_get_the_twins_verdict(body: bytes, data: st.DataObject) -> None:
     beside = Beside()
-    beside.check(body)
+    for _ in range(data.draw(st.sampled_from([1, 3]))):  # three times: its table is known
+        beside.check(body)
     broken = bytearray(body)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(broken) - 1))
@@ -187,6 +188,35 @@ def test_known_series_are_found_whatever_the_symbol_table() -> None:
         beside.check(body.raw())
         assert len(tables.keys) == len(beside.tenant.registry) == 60
     assert beside.receiver._scratch.take().facts[FACT_MISSES] == 0
+
+
+@pytest.mark.kernel
+def test_a_table_that_comes_again_is_known() -> None:
+    beside = Beside()
+    rows = mesh_series(40)
+    tables = beside.receiver._spellings_of(beside.tenant.registry)
+
+    def body(round_: int, last: int = 40) -> Body:
+        out = Body()
+        for i, pairs in enumerate(rows[:last]):
+            out.add(pairs, [(float(i), NOW + round_)], metadata=(2, "help", ""))
+        return out
+
+    for round_ in range(4):
+        beside.check(body(round_).raw())
+        known = [table for table in tables._tables.values() if table]
+        assert len(known) == (round_ >= 1)
+    assert (known[0].series[:, SERIES_KEY] > 0).all()
+    # the same table, other series; then one symbol more, which makes it another table
+    swapped = body(5)
+    swapped.series_fields[3:9] = reversed(swapped.series_fields[3:9])
+    beside.check(swapped.raw())
+    longer = body(6).add([("__name__", "new"), ("job", "new")], [(1.0, NOW)])
+    for _ in range(4):
+        beside.check(longer.raw())
+        beside.check(longer.raw() + field(4, b"late symbol"))
+        beside.check(body(7, 20).raw())
+    assert len(tables.keys) == 41
 
 
 @pytest.mark.kernel
