@@ -21,6 +21,7 @@ from tsdb.wal.log import SYNC_BUCKETS_S
 
 if TYPE_CHECKING:
     from ingest.scrape import Scraper
+    from meshpulse.health import HealthParts
     from meshpulse.runtime import Runtime
     from tsdb.db import TSDB
 
@@ -73,6 +74,8 @@ class _Ours(Collector):
         yield from self._log_entries(runtime.parts.db, runtime.parts.loki_push_api.stats)
         if runtime.parts.scraper:
             yield from self._scrapes(runtime.parts.scraper)
+        if runtime.parts.health:
+            yield from self._health(runtime.parts.health)
         parts = runtime.parts
         yield self._responses(
             parts.push_api.stats.responses
@@ -132,6 +135,16 @@ class _Ours(Collector):
         yield _counter("scrapes", "Scrapes of targets", scraper.scrapes)
         yield _counter("scrape_failures", "Scrapes that failed", scraper.failures)
         yield _counter("scraped_samples", "Scraped samples that were accepted", scraper.samples)
+
+    def _health(self, parts: HealthParts) -> Iterator[Metric]:
+        runner = parts.runner
+        board = runner.health.board
+        yield _counter("health_evaluations", "Evaluations of all services", runner.ticks)
+        yield _counter("health_failures", "Evaluations or adapters that failed", runner.failures)
+        yield _gauge("health_evaluation_seconds", "Wall seconds of the last evaluation", runner.tick_seconds)
+        yield _gauge("health_services", "Services that are judged", len(board.now.services))
+        yield _gauge("health_waiters", "Requests held until a verdict changes", board.waiting)
+        yield _gauge("health_actuator", "1 while this instance holds the actuator lease", float(runner.lease.term > 0))
 
     def _log_queries(self, stats: LokiApiStats) -> Iterator[Metric]:
         yield _histogram(
