@@ -86,7 +86,13 @@ class Prometheus:
     """One process; ``with Prometheus(...) as prometheus`` ends it whatever happens."""
 
     def __init__(
-        self, folder: Path, target: str, write_url: str, scrape_interval: str = "1s", read_url: str = ""
+        self,
+        folder: Path,
+        target: str,
+        write_url: str,
+        scrape_interval: str = "1s",
+        read_url: str = "",
+        external_labels: dict[str, str] | None = None,
     ) -> None:
         self._binary = need("prometheus")
         with socket.socket() as probe:
@@ -94,7 +100,11 @@ class Prometheus:
             self.url = f"http://127.0.0.1:{probe.getsockname()[1]}"
         self._folder = folder
         config: dict[str, Any] = {
-            "global": {"scrape_interval": scrape_interval, "scrape_timeout": scrape_interval},
+            "global": {
+                "scrape_interval": scrape_interval,
+                "scrape_timeout": scrape_interval,
+                "external_labels": external_labels or {},
+            },
         }
         if target:
             config["scrape_configs"] = [{"job_name": "demo", "static_configs": [{"targets": [target]}]}]
