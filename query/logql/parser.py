@@ -18,6 +18,7 @@ from query.logql.ast import (
     VectorAggregation,
 )
 from query.logql.lexer import IDENTIFIER, NUMBER, RANGE, LogqlError
+from query.logql.printer import to_text
 from query.logql.stages import StageParser
 from query.promql.ast import Card, Span, VectorMatching
 from query.promql.literals import format_number
@@ -140,9 +141,9 @@ class Parser(StageParser):
         right = self.metric(binds - 1 if op == "^" else binds)
         if op in _SETS:
             for side, leg in (("left", left), ("right", right)):
-                if isinstance(leg, Literal):
+                if _is_scalar(leg):
                     what = f"unexpected literal for {side} leg of logical/set binary operation ({op}): "
-                    raise LogqlError(what + format_number(leg.value))
+                    raise LogqlError(what + to_text(leg))
         return Binary(op, left, right, return_bool, VectorMatching(card, labels, on, include), Span(start, self.end()))
 
     def operand(self) -> Expr:
@@ -308,6 +309,13 @@ class Parser(StageParser):
             self.fail("duration must be greater than 0", start)
         query = LogQuery(matchers, tuple(stages), Span(start, self.end()))
         return LogRange(query, range_ns, offset_ns or 0, unwrap)
+
+
+def _is_scalar(expr: MetricExpr) -> bool:
+    """Whether an expression is a number: a literal, or an operator between numbers."""
+    while isinstance(expr, Binary) and _is_scalar(expr.rhs):
+        expr = expr.lhs
+    return isinstance(expr, Literal)
 
 
 def parse(text: str) -> Expr:

@@ -116,12 +116,18 @@ def range_aggregations(draw: st.DrawFn) -> ast.RangeAggregation:
     return ast.RangeAggregation(op, ast.LogRange(query, range_ns, offset, unwrap), param, grouping)
 
 
+def _is_scalar(expr: Any) -> bool:
+    return isinstance(expr, ast.Literal) or (
+        isinstance(expr, ast.Binary) and _is_scalar(expr.lhs) and _is_scalar(expr.rhs)
+    )
+
+
 def _binaries(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     sets = st.builds(
         lambda op, lhs, rhs, on: ast.Binary(op, lhs, rhs, False, VectorMatching(Card.MANY_TO_MANY, ("app",), on)),
         st.sampled_from(["and", "or", "unless"]),
-        inner.filter(lambda e: not isinstance(e, ast.Literal)),
-        inner.filter(lambda e: not isinstance(e, ast.Literal)),
+        inner.filter(lambda e: not _is_scalar(e)),
+        inner.filter(lambda e: not _is_scalar(e)),
         st.booleans(),
     )
     plain = VectorMatching(Card.ONE_TO_ONE, (), False)
