@@ -24,6 +24,7 @@ from health.loop import NotFoundError
 from health.policy_text import PolicyError, parse_duration_ms, parse_policy, policy_data
 from health.runner import HealthRunner
 from health.verdicts import Action, Override
+from tsdb.db import DEFAULT_TENANT
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +121,11 @@ class HealthApi:
     Parameters
     ----------
     runner : the running loop
+    tenant : whose endpoints are judged; nobody else is told of them
     """
 
-    def __init__(self, runner: HealthRunner) -> None:
+    def __init__(self, runner: HealthRunner, tenant: str = DEFAULT_TENANT) -> None:
+        self._tenant = tenant
         self._runner = runner
         self._board = runner.health.board
         self._cached: tuple[Snapshot | None, dict[tuple[str, ...], bytes]] = (None, {})
@@ -155,6 +158,9 @@ class HealthApi:
         request = await read_request(scope, receive)
         if request is None:
             await send_answer(send, failure("bad_data", f"the body is larger than {BODY_BYTES_MAX} bytes"))
+            return
+        if (request.headers.get("x-scope-orgid") or DEFAULT_TENANT) != self._tenant:
+            await send_answer(send, failure("not_found", f"only endpoints of tenant {self._tenant} are judged"))
             return
         if request.path == f"{PREFIX}/events/stream" and request.method == "GET":
             await self._stream(request, receive, send)

@@ -75,6 +75,6 @@ def build_health(config: Config, db: TSDB, engine: Engine, clock: Clock) -> Heal
     )
     files = FileEds(loop, runner.lease, [parse_file(data) for data in wanted.file_eds])
     runner.followers.append(files)
-    api = HealthApi(runner)
+    api = HealthApi(runner, wanted.tenant)
     Judgements(runner, tenant, beside, engine).add_to(api)
     return HealthParts(runner, api, RestEds(runner), files, (ticking, beside))

@@ -23,7 +23,7 @@ from health.topology import Facts
 PATH = "/v3/discovery:endpoints"
 HOLD_S = 25.0
 """Shorter than Envoy's ``request_timeout``, which must be 30 s or more."""
-_LOOK_AGAIN_S = 2.0
+_LOOK_AGAIN_S = 5.0
 """How late the end of a lease may be noticed."""
 _KEPT = 10_000
 _ERROR_CHARS = 500

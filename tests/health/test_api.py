@@ -245,6 +245,8 @@ def test_unknown_paths_and_methods(tmp_path: Path) -> None:
     async def main() -> None:
         async with bench(tmp_path, 1) as b:
             assert (await b.get("nothing")).status == 404
+            assert (await b.get("endpoints", x_scope_orgid="other")).status == 404
+            assert (await b.get("endpoints", x_scope_orgid="default")).status == 200
             wrong = await b.send("DELETE", "endpoints")
             assert (wrong.status, wrong.headers["allow"]) == (405, "GET")
             head = await b.send("HEAD", "endpoints")
