@@ -273,7 +273,7 @@ class HealthApi:
         def explain() -> dict[str, Any]:
             health = self._runner.health
             evaluation, column = health.evaluation(service, endpoint)
-            return explanation(evaluation, column, next(iter(health.mappings), None))
+            return explanation(evaluation, column, health.mapping_of(service))
 
         data = await self._runner.call(explain)
         data["events"] = [e.data for e in self._runner.health.events.find(service=service, endpoint=endpoint, limit=20)]

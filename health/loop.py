@@ -442,6 +442,11 @@ class HealthLoop:
             raise NotFoundError(f"no endpoint {endpoint} of service {service}")
         return found, found.verdicts.endpoints.index(endpoint) if endpoint else 0
 
+    def mapping_of(self, service: str) -> SeriesMapping | None:
+        """The mapping whose counters a person may query for this service."""
+        fitting = (reader.mapping for reader in self._readers if reader.knows(service))
+        return next((mapping for mapping in fitting if mapping.errors_metric()), None)
+
     def override_data(self, stored: StoredOverride) -> dict[str, Any]:
         """An override as the API shows it."""
         order = stored.order

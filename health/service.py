@@ -53,6 +53,7 @@ class Service:
         self.usable: NDArray[np.int8] = np.zeros((0, 0), dtype=np.int8)
         self.data_as_of_ms = NEVER_MS
         self.interval_ms = 1_000.0
+        self._interval_known = False
         self.bounds: tuple[str, ...] = ()
         self.generation = 0
         self.groups: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
@@ -157,7 +158,9 @@ class Service:
         """Learn from increments how often observers report."""
         if len(times_ms):
             middle = float(np.median(times_ms - begin_ms))
-            self.interval_ms += _INTERVAL_GAIN * (middle - self.interval_ms)
+            gain = _INTERVAL_GAIN if self._interval_known else 1.0
+            self._interval_known = True
+            self.interval_ms += gain * (middle - self.interval_ms)
 
     def note_seen(
         self, observers: NDArray[np.int64], endpoints: NDArray[np.int64], times_ms: NDArray[np.int64]

@@ -70,6 +70,10 @@ class SeriesReader:
         self._adds = np.zeros((0, len(Channel)), np.bool_)
         self._bounds: list[str] = []
 
+    def knows(self, service: str) -> bool:
+        """Whether any series of this mapping belongs to that service."""
+        return service in self._numbers
+
     def read(self, frames: Frames, mint_ms: int, now_ms: int) -> tuple[str, ...]:
         """Take in what is new since the last call; returns warnings of the store (a partial result).
 

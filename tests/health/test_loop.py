@@ -181,3 +181,9 @@ def test_what_is_gone_makes_room_and_may_come_back(tmp_path: Path) -> None:
     mesh.silent = set()
     mesh.run(5)
     assert len(mesh.loop.services["svc"].endpoints) == 6
+
+
+def test_slow_scrapes_are_no_silence(tmp_path: Path) -> None:
+    mesh = Mesh(tmp_path, replace(QUICK, guards=GuardRule()))
+    events = mesh.run(120, scrape_s=15)
+    assert [event["type"] for event in events] == ["freeze", "thaw"]  # the warm-up
