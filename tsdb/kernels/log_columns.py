@@ -361,6 +361,14 @@ def take_planes(planes, width, others, how, base, out):
     return n
 
 
+@kernel(i64(const(u8), mut(i64)))
+def count_codes(codes, counts):
+    """How often each code occurs; ``counts`` is (DICT_MAX,) int64, zeros."""
+    for code in codes:
+        counts[code] += 1
+    return i64(len(codes))
+
+
 @kernel(i64(const(u8), mut(u8), mut(u8)))
 def move_to_front(codes, recent, out):
     """Each code as its place in the list of codes by last use: streaks and small working sets become small numbers.

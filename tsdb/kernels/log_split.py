@@ -12,6 +12,7 @@ import numpy as np
 from tsdb.kernels._jit import const, device, i64, kernel, mut, u8, u64
 from tsdb.kernels.bits import prefetch, trailing_zeros
 from tsdb.kernels.keys import equal_bytes, hash_bytes, mum
+from tsdb.kernels.log_scan import copy_text
 from tsdb.kernels.vector import string_stops
 
 VALUES_MAX = 128
@@ -415,3 +416,20 @@ def pick_values(data, starts, ends, value_starts, value_ends, first_value, rows,
         same[k] = u8(1) if good else u8(0)
         count += 1 if good else 0
     return count
+
+
+@kernel(i64(const(u8), const(i64), const(i64), const(i64), i64, mut(u8)))
+def copy_columns(data, starts, lengths, offsets, n_rows, out):
+    """Copy values so that those of a column lie together, reading line by line.
+
+    Parameters
+    ----------
+    data : uint8, readable 16 bytes behind the last value
+    starts, lengths : (n_values * n_rows,) int64        value c of line k is at ``c * n_rows + k``
+    offsets : (n_values * n_rows,) int64        where it goes: ascending within a column, 16 bytes between two columns
+    out : uint8
+    """
+    for k in range(n_rows):
+        for at in range(k, len(starts), n_rows):
+            copy_text(data, starts[at], out, offsets[at], lengths[at])
+    return i64(len(starts))

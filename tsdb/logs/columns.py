@@ -25,6 +25,7 @@ EXCEPTIONS_MAX = 0.3
 """Share of the rows that a type may leave out."""
 
 SAMPLE_ROWS = 1024
+WIDTH_ROWS = 32
 HEX_BYTES_MIN = 8
 NUMBERS_DISTINCT_MIN = 64
 """Fewer distinct numbers are a dictionary."""
@@ -146,7 +147,8 @@ class ColumnWriter:
         """(stats, most frequent number of decimals, rows a type must fit, usual length, (numbers, decimals))."""
         n = len(values.starts)
         ints, scales, stats = np.empty(n, np.int64), np.empty(n, np.uint8), np.zeros(kernels.STATS, np.int64)
-        width = int(np.median(values.lengths))
+        some = values.lengths[:: max(1, n // WIDTH_ROWS)]
+        width = int(np.sort(some)[len(some) // 2])
         kernels.measure(*values, width, ints, scales, stats)
         return stats, int(stats[NUMBERS:].argmax()), n * (1 - EXCEPTIONS_MAX), width, (ints, scales)
 
@@ -255,9 +257,10 @@ class ColumnWriter:
 
 def _entropy(codes: NDArray[np.uint8]) -> float:
     """Bits that an ideal code of single bytes needs."""
-    counts = np.bincount(codes)
-    counts = counts[counts > 0].astype(np.float64)
-    return float((counts * np.log2(len(codes) / counts)).sum())
+    counts = np.zeros(DICT_MAX, np.int64)
+    kernels.count_codes(codes, counts)
+    used = counts[counts > 0]
+    return float((used * np.log2(len(codes) / used)).sum())
 
 
 # -- reading
