@@ -21,7 +21,7 @@ from opentelemetry.sdk.metrics import Counter, Histogram, MeterProvider
 from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricExporter, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 
-from meshpulse.demo.envoy import bootstrap
+from meshpulse.demo.envoy import CLUSTER, bootstrap
 from meshpulse.demo.processes import console_script
 from meshpulse.otlp_grpc import PATH
 from tests.e2e.server import Server
@@ -127,7 +127,16 @@ def wait_for(what: Callable[[], Any], seconds: float = 20.0) -> Any:
 
 
 def envoy_config(upstream_port: int, otlp_port: int) -> dict[str, Any]:
-    config = bootstrap([upstream_port])
+    config = bootstrap("envoy-1", control_port=0)
+    upstream = {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": upstream_port}}}}
+    config["static_resources"]["clusters"] = [  # the demo's cluster, with an endpoint of its own
+        {
+            "name": CLUSTER,
+            "type": "STATIC",
+            "track_cluster_stats": {"per_endpoint_stats": True},
+            "load_assignment": {"cluster_name": CLUSTER, "endpoints": [{"lb_endpoints": [upstream]}]},
+        }
+    ]
     detector = "envoy.extensions.tracers.opentelemetry.resource_detectors.v3.StaticConfigResourceDetectorConfig"
     config["stats_flush_interval"] = "0.5s"
     config["stats_sinks"] = [
