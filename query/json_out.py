@@ -154,7 +154,8 @@ def _few_samples(value: VectorResult, rows: int) -> Iterator[bytes]:
         yield b",".join(parts)
 
 
-def _series_pieces(value: VectorResult | MatrixResult | RawMatrix, rows: int) -> Iterator[bytes]:
+def series_pieces(value: VectorResult | MatrixResult | RawMatrix, rows: int) -> Iterator[bytes]:
+    """The first ``rows`` series as JSON objects, comma separated, without the brackets around them."""
     if isinstance(value, VectorResult) and rows <= FEW_ROWS and value.present[:rows].all():
         return _few_samples(value, rows)
     if isinstance(value, RawMatrix):
@@ -231,7 +232,7 @@ def _stats(stats: QueryStats) -> bytes:
     )
 
 
-def _joined(head: bytes, pieces: Iterator[bytes], tail: bytes) -> Iterator[bytes]:
+def joined(head: bytes, pieces: Iterator[bytes], tail: bytes) -> Iterator[bytes]:
     """``head``, the pieces and ``tail``, the ends joined to their neighbours: a small answer is one piece."""
     last = head + next(pieces, b"")
     for piece in pieces:
@@ -271,8 +272,8 @@ def query_answer(result: QueryResult, *, limit: int = 0, stats: bool = False) ->
             rows = limit
             warnings = (*warnings, TRUNCATED)
         last = b"]"
-        pieces = _series_pieces(value, rows)
-    return _joined(head, pieces, last + tail + envelope_tail(warnings, result.infos))
+        pieces = series_pieces(value, rows)
+    return joined(head, pieces, last + tail + envelope_tail(warnings, result.infos))
 
 
 def series_answer(table: LabelTable, *, limit: int = 0) -> Iterator[bytes]:
@@ -286,4 +287,4 @@ def series_answer(table: LabelTable, *, limit: int = 0) -> Iterator[bytes]:
         warnings = (TRUNCATED,)
     offsets = np.zeros(rows + 1, np.int64)
     pieces = _pieces(table, rows, LABELS, _NO_TIMES, _NO_BITS, _NO_FLAGS, offsets)
-    return _joined(b'{"status":"success","data":[', pieces, b"]" + envelope_tail(warnings))
+    return joined(b'{"status":"success","data":[', pieces, b"]" + envelope_tail(warnings))

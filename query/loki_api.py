@@ -26,12 +26,12 @@ from query.api import (
     Receive,
     Scope,
     Send,
-    _compress,
-    _compressed,
-    _delivered,
-    _disconnected,
-    _read_form,
     chosen_encoding,
+    compress,
+    compressed_pieces,
+    delivered,
+    disconnected,
+    read_form,
 )
 from query.endpoints import Body
 from query.errors import ErrorType, QueryError, QueryTimeoutError
@@ -215,7 +215,7 @@ class LokiApi:
         begin = time.perf_counter()
         body = b""
         if scope["method"] == "POST":
-            form = await _read_form(receive)
+            form = await read_form(receive)
             if form is None:
                 return _Answer(499, b"")
             if len(form) > FORM_BYTES_MAX:
@@ -244,7 +244,7 @@ class LokiApi:
         future = asyncio.get_running_loop().run_in_executor(self._executor, job)
         done, _ = await asyncio.wait((future,), timeout=_WATCH_AFTER_S)
         if not done:
-            gone = asyncio.ensure_future(_disconnected(receive))
+            gone = asyncio.ensure_future(disconnected(receive))
             await asyncio.wait((future, gone), return_when=asyncio.FIRST_COMPLETED)
             gone.cancel()
             if not future.done():
@@ -260,16 +260,16 @@ class LokiApi:
         if rest is None:
             headers.append((b"content-length", str(len(answer.first)).encode()))
         start = {"type": "http.response.start", "status": answer.status, "headers": headers}
-        if not await _delivered(send, start):
+        if not await delivered(send, start):
             return
         if rest is None:
-            await _delivered(send, {"type": "http.response.body", "body": answer.first})
+            await delivered(send, {"type": "http.response.body", "body": answer.first})
             return
         loop = asyncio.get_running_loop()
-        gone = asyncio.ensure_future(_disconnected(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         piece = answer.first
         try:
-            while not gone.done() and await _delivered(
+            while not gone.done() and await delivered(
                 send, {"type": "http.response.body", "body": piece, "more_body": bool(piece)}
             ):
                 if not piece:
@@ -305,10 +305,10 @@ def _compute(handler: Handler, request: LokiRequest, encoding: bytes) -> _Answer
         return _text(500, "internal error, see the server's log")
     if second is None:
         if encoding and len(first) >= COMPRESS_BYTES_MIN:
-            return _Answer(200, _compress(first, encoding), None, encoding)
+            return _Answer(200, compress(first, encoding), None, encoding)
         return _Answer(200, first)
     rest: Iterator[bytes] = itertools.chain((second,), pieces)
     if encoding:
-        rest = _compressed(itertools.chain((first,), rest), encoding)
+        rest = compressed_pieces(itertools.chain((first,), rest), encoding)
         first = next(rest)
     return _Answer(200, first, rest, encoding)

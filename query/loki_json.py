@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from query.json_out import _joined as joined
-from query.json_out import _series_pieces as series_pieces
-from query.json_out import dumps
+from query.json_out import dumps, joined, series_pieces
 from query.logql.engine.engine import LogResult, LogStats
 from query.logql.engine.entries import Entry, StreamEntries
 from query.promql.literals import format_number
