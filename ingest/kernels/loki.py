@@ -44,17 +44,17 @@ def _read_time(buf, at, end):
 
 @kernel(
     i64(
-        const(u8), i64, i64, const(u8), const(u64), const(u32), const(u32), const(u64),
+        const(u8), i64, const(u8), const(u64), const(u32), const(u32), const(u64),
         mut(i64), mut(i64), mut(i64), mut(i32), mut(i64), mut(i64), mut(i64), mut(i64), mut(i64, 2), mut(i64),
     )
 )  # fmt: skip
 def walk_push(
-    body, n_bytes, fill, key_bytes, key_offsets, key_lengths, key_refs, slots,
+    body, n_bytes, key_bytes, key_offsets, key_lengths, key_refs, slots,
     label_starts, label_ends, stream_refs, entry_streams, ts_ns, line_starts, line_sizes, first_pairs, pairs, counts,
 ):  # fmt: skip
     """Say where everything in a decompressed PushRequest lies.
 
-    Called twice: with ``fill`` 0 to count, then with arrays of that size.
+    What does not fit the arrays is counted only: call again with arrays of the size that ``counts`` says.
 
     Parameters
     ----------
@@ -76,8 +76,7 @@ def walk_push(
     entries = i64(0)
     n_pairs = i64(0)
     at = i64(0)
-    if fill:
-        first_pairs[0] = 0
+    first_pairs[0] = 0
     while at < n_bytes:
         field, wire, begin, at = next_field(body, at, n_bytes)
         if at < 0:
@@ -128,20 +127,20 @@ def walk_push(
                             elif piece == 2:
                                 value_start = start
                                 value_end = here
-                        if fill:
+                        if n_pairs < len(pairs):
                             pairs[n_pairs, 0] = name_start
                             pairs[n_pairs, 1] = name_end
                             pairs[n_pairs, 2] = value_start
                             pairs[n_pairs, 3] = value_end
                         n_pairs += 1
-                if fill:
+                if entries < len(ts_ns):
                     entry_streams[entries] = i32(streams)
                     ts_ns[entries] = time
                     line_starts[entries] = line_start
                     line_sizes[entries] = line_end - line_start
                     first_pairs[entries + 1] = n_pairs
                 entries += 1
-        if fill:
+        if streams < len(label_starts):
             label_starts[streams] = label_start
             label_ends[streams] = label_end
             key = find_key(body, label_start, label_end, key_bytes, key_offsets, key_lengths, slots)

@@ -34,6 +34,9 @@ NO_STREAMS = "error at least one valid stream is required for ingestion"
 LEAD = 64
 """Bytes before the first line of a batch: a scan for words looks at the byte before each."""
 
+KeyTableParts = tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint64]]
+"""What a kernel needs to look a key up: bytes, offsets, lengths, numbers, slots."""
+
 _OTHER_LEVEL = 255
 _WORDS = {
     "trace": 2, "trc": 2, "debug": 3, "dbg": 3, "info": 4, "inf": 4, "information": 4, "warn": 5, "wrn": 5,
@@ -143,25 +146,9 @@ class PushReceiver:
         self._local.raw = raw if len(raw) <= 8 << 20 else None
         keys = store.registry.keys.arrays()
         table = (keys.key_bytes, keys.key_offsets, keys.key_lengths, keys.key_refs, keys.slots)
-        counts = np.zeros(3, np.int64)
-        none, none32, flat = np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros((0, 4), np.int64)
-        if kernels.walk_push(
-            raw, size, 0, *table, none, none, none, none32, none, none, none, none, flat, counts
-        ):  # fmt: skip
-            raise RejectedError(Reason.MALFORMED, "malformed protobuf: not a push request")
-        streams, entries, pairs = (int(counts[k]) for k in (STREAMS, ENTRIES, PAIRS))
-        self._check_entries(entries)
-        label_starts, label_ends, refs = (np.empty(streams, np.int64) for _ in range(3))
-        spans = Spans(
-            raw, np.empty(entries, np.int32), np.empty(entries, np.int64), np.empty(entries, np.int64),
-            np.empty(entries, np.int64), np.zeros(entries + 1, np.int64), np.empty((pairs, 4), np.int64),
-        )  # fmt: skip
-        kernels.walk_push(
-            raw, size, 1, *table, label_starts, label_ends, refs, spans.streams, spans.ts_ns, spans.line_starts,
-            spans.line_sizes, spans.first_pairs, spans.pairs, counts,
-        )  # fmt: skip
+        spans, label_starts, label_ends, refs = self._walk(raw, size, table)
         refusals = Refusals()
-        per_stream = np.bincount(spans.streams, minlength=streams)
+        per_stream = np.bincount(spans.streams, minlength=len(refs))
         for number in np.flatnonzero(refs == UNKNOWN_STREAM).tolist():
             key = raw[label_starts[number] : label_ends[number]].tobytes()
             try:
@@ -170,6 +157,36 @@ class PushReceiver:
             except RejectedError as error:
                 refusals.add(error.reason, str(error), max(1, int(per_stream[number])))
         return self._receive(store, tenant, spans, refs, refusals)
+
+    def _walk(
+        self, raw: NDArray[np.uint8], size: int, table: KeyTableParts
+    ) -> tuple[Spans, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Everything's place in a body, and (begin, end, number) of each stream's labels."""
+        room = getattr(self._local, "room", (64, 1024, 0))  # as much as the push before needed
+        counts = np.zeros(3, np.int64)
+        while True:
+            streams, entries, pairs = room
+            label_starts, label_ends, refs = (np.empty(streams, np.int64) for _ in range(3))
+            spans = Spans(
+                raw, np.empty(entries, np.int32), np.empty(entries, np.int64), np.empty(entries, np.int64),
+                np.empty(entries, np.int64), np.zeros(entries + 1, np.int64), np.empty((pairs, 4), np.int64),
+            )  # fmt: skip
+            if kernels.walk_push(
+                raw, size, *table, label_starts, label_ends, refs, spans.streams, spans.ts_ns, spans.line_starts,
+                spans.line_sizes, spans.first_pairs, spans.pairs, counts,
+            ):  # fmt: skip
+                raise RejectedError(Reason.MALFORMED, "malformed protobuf: not a push request")
+            streams, entries, pairs = (int(counts[k]) for k in (STREAMS, ENTRIES, PAIRS))
+            self._check_entries(entries)
+            if streams <= room[0] and entries <= room[1] and pairs <= room[2]:
+                break
+            room = (streams, entries, pairs)
+        self._local.room = (streams + streams // 4 + 64, entries + entries // 4 + 64, pairs + pairs // 4)
+        cut = Spans(
+            raw, spans.streams[:entries], spans.ts_ns[:entries], spans.line_starts[:entries],
+            spans.line_sizes[:entries], spans.first_pairs[: entries + 1], spans.pairs[:pairs],
+        )  # fmt: skip
+        return cut, label_starts[:streams], label_ends[:streams], refs[:streams]
 
     def json(self, store: Streams, tenant: str, body: bytes, *, legacy: bool = False) -> Received:
         """The JSON form; ``legacy`` allows the shape of ``/api/prom/push`` besides.
