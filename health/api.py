@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, unquote
 
 import orjson
 
-from health.answers import lease_of, observers_data, service_data, snapshot_data, zones_data
+from health.answers import lease_of, observers_data, reason_text, service_data, snapshot_data, zones_data
 from health.board import Revision, ServiceView, Snapshot
 from health.events import KEPT, Event, time_text
 from health.explain import explanation
@@ -276,6 +276,9 @@ class HealthApi:
             return explanation(evaluation, column, health.mapping_of(service))
 
         data = await self._runner.call(explain)
+        view = self._board.now.services.get(service)
+        shown = view.endpoint(endpoint) if view else None
+        data["reason"] = reason_text(shown.evidence) if shown else ""
         data["events"] = [e.data for e in self._runner.health.events.find(service=service, endpoint=endpoint, limit=20)]
         return success(data)
 

@@ -77,10 +77,10 @@ def explanation(evaluation: Evaluation, endpoint: int, mapping: SeriesMapping | 
         "incident": verdicts.incident,
         "statistics": None,
         "conditions": [],
-        "counterfactual": "no evaluation has statistics of this endpoint yet",
+        "counterfactual": "it had no attempts in the windows that are judged",
     }
     excess = 0.0
-    if finding is not None:
+    if finding is not None and finding.stats.column("attempts")[endpoint]:
         row = finding.stats.row(endpoint)
         excess = row["excess"]
         out["statistics"] = {

@@ -49,6 +49,8 @@ def explanation_lines(data: Mapping[str, Any]) -> Iterator[str]:
     yield f"{data['service']} {data['endpoint']} is {data['state']} since {data['since']} ({data['mode']})"
     if data["until"]:
         yield f"  until {data['until']}, ejected {data['ejections']} times"
+    if data["reason"]:
+        yield f"  {data['reason']}"
     stats = data["statistics"]
     if stats:
         yield (

@@ -122,6 +122,10 @@ def test_explain_services_zones_observers(tmp_path: Path) -> None:
             assert [g["name"] for g in told["guards"]][:2] == ["data_fresh", "common_cause"]
             assert told["promql"].startswith("sum by (envoy_endpoint_address) (rate(envoy_cluster_endpoint_rq_error{")
             assert told["counterfactual"]
+            b.mesh.run(8)
+            told = (await b.get(f"explain?service=svc&endpoint={name}")).data  # nothing is sent to it any more
+            assert (told["state"], told["statistics"], told["conditions"]) == ("ejected", None, [])
+            assert "of attempts fail" in told["reason"]
             assert (await b.get("explain?service=svc")).status == 400
             missing = await b.get("explain?service=svc&endpoint=1.1.1.1:1")
             assert missing.status == 404

@@ -16,6 +16,7 @@ from meshpulse.cli import app
 DATA: dict[str, Any] = {
     "service": "svc", "endpoint": "a:1", "state": "ejected", "since": "S", "until": "U", "ejections": 2,
     "mode": "dry_run",
+    "reason": "5.9 % of attempts fail",
     "statistics": {
         "detector": "error_ratio", "window": "10s", "errors": 16.0, "attempts": 272.0, "baseline": 0.0, "z": 8.64,
     },
@@ -60,6 +61,7 @@ def test_explain(url: str) -> None:
     assert done.exit_code == 0, done.output
     for part in (
         "svc a:1 is ejected",
+        "5.9 % of attempts fail",
         "16 of 272 attempts",
         "needs > 4",
         "no  cap",
