@@ -162,7 +162,7 @@ class PushApi:
         else:
             try:
                 answer = await self._push(endpoint, request, receive)
-            except _DisconnectedError:
+            except DisconnectedError:
                 return
             except Exception as error:  # noqa: BLE001 - told to the sender, and logged when it is ours
                 answer = self._refusal(endpoint, request, error)
@@ -170,26 +170,39 @@ class PushApi:
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.fields()})
         await send({"type": "http.response.body", "body": answer.body})
 
-    def serve(self, path: str, request: PushRequest, body: bytes) -> Answer:
-        """Serve one request on the calling thread, which parses and waits for the disk: never an event loop's."""
+    def serve(self, path: str, request: PushRequest, length: int, read: Callable[[], bytes]) -> Answer:
+        """Serve one request on the calling thread, which waits for the sender and the disk: never an event loop's.
+
+        Parameters
+        ----------
+        length : bytes of the body
+        read : reads it, or raises :class:`DisconnectedError`; not called when it is refused for its length
+
+        Raises
+        ------
+        DisconnectedError        the sender went away; nothing was kept
+        """
         endpoint = self._endpoints[path]
         try:
             receiver = endpoint.plan(request)
-            self._check_size(len(body))
+            self._check_size(length)
             with self._lock:
-                self._check_inflight(len(body))
+                self._check_inflight(length)
                 self._enter()
-                self._inflight_bytes += len(body)
+                self._inflight_bytes += length
             try:
                 with self._tenants.gatherer():
+                    body = read()
                     reception = self._parse(receiver, request.tenant, body)
                 result = self._tenants.result(reception.future) if reception.future else None
             finally:
                 with self._lock:
                     self._requests -= 1
-                    self._inflight_bytes -= len(body)
+                    self._inflight_bytes -= length
             accepted = self._count(body, result)
             answer = endpoint.done(request, Outcome(accepted, reception.exemplars_written, reception.refused(result)))
+        except DisconnectedError:
+            raise
         except Exception as error:  # noqa: BLE001 - told to the sender, and logged when it is ours
             answer = self._refusal(endpoint, request, error)
         with self._lock:
@@ -230,7 +243,7 @@ class PushApi:
             self._check_inflight(max(0, length - size))
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise _DisconnectedError
+                raise DisconnectedError
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             with self._lock:
@@ -315,7 +328,7 @@ class PushApi:
             reception.future.add_done_callback(logged)
 
 
-class _DisconnectedError(Exception):
+class DisconnectedError(Exception):
     """The sender went away before its request was complete."""
 
 

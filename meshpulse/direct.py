@@ -21,7 +21,7 @@ from typing import NamedTuple
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from ingest.api import Answer, PushRequest, push_request
+from ingest.api import Answer, DisconnectedError, PushRequest, push_request
 from meshpulse.asgi import Scope
 
 HEAD_BYTES_MAX = 8192
@@ -40,7 +40,7 @@ class Target(NamedTuple):
     """What serves a path, ``path`` being what it is called inside."""
 
     path: str
-    serve: Callable[[str, PushRequest, bytes], Answer]
+    serve: Callable[[str, PushRequest, int, Callable[[], bytes]], Answer]
     refuses: Callable[[Scope], object]  # not None: the request is not let through
 
 
@@ -131,6 +131,36 @@ class Heads:
         return path, push_request(found.headers, url.query or b"")
 
 
+class _Body:
+    """The body of a request, of which some bytes have come with the head."""
+
+    __slots__ = ("_connection", "_left", "_parts")
+
+    def __init__(self, connection: socket.socket, begin: bytes, length: int) -> None:
+        self._connection = connection
+        self._parts = [begin] if begin else []
+        self._left = length - len(begin)
+
+    def read(self) -> bytes:
+        """All of it, the first time.
+
+        Raises
+        ------
+        DisconnectedError        the sender went away
+        """
+        parts, self._parts = self._parts, []
+        while self._left:
+            try:
+                part = self._connection.recv(self._left, socket.MSG_WAITALL)
+            except OSError as error:
+                raise DisconnectedError from error
+            if not part:
+                raise DisconnectedError
+            parts.append(part)
+            self._left -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 class DirectConnection:
     """One connection while it is off the event loop.
 
@@ -171,11 +201,10 @@ class DirectConnection:
                     return data, False
                 with self._lock:
                     self._is_busy = True
-                body = data[head.size :]
-                if len(body) < head.length:
-                    body += self._read(head.length - len(body))
                 target = self._targets[head.path]
-                answer = target.serve(target.path, head.request, body)
+                body = _Body(connection, data[head.size :], head.length)
+                answer = target.serve(target.path, head.request, head.length, body.read)
+                body.read()  # refused before it was read: the next request begins behind it
                 is_last = self._is_ending
                 connection.sendall(response(answer, self._default_headers(), is_last))
                 with self._lock:
@@ -185,18 +214,8 @@ class DirectConnection:
                 data = connection.recv(HEAD_BYTES_MAX)
                 if not data:
                     return b"", True
-        except OSError:  # reset, or idle for too long
+        except (OSError, DisconnectedError):  # reset, or idle for too long
             return b"", True
-
-    def _read(self, size: int) -> bytes:
-        parts = []
-        while size:
-            part = self._connection.recv(size, socket.MSG_WAITALL)
-            if not part:
-                raise ConnectionResetError
-            parts.append(part)
-            size -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def end(self) -> None:
         """Let the request that is being served be the last one; from any thread."""

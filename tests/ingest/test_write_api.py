@@ -11,6 +11,7 @@ import cramjam
 import numpy as np
 import pytest
 
+from ingest.api import Answer, DisconnectedError, PushRequest
 from ingest.limits import WriteLimits
 from ingest.store import Metadata
 from tests.ingest.bodies import Pairs, field, labels, metadata, sample, series, snappy, varint
@@ -414,3 +415,41 @@ def test_large_requests_after_small_ones(server: Server) -> None:
     assert server.post(snappy(big)) == (204, {}, "")
     assert server.post(snappy(big)) == (204, {}, "")
     assert len(server.tenant.registry) == 60_000
+
+
+def test_a_request_served_on_the_calling_thread_is_answered_alike(server: Server) -> None:
+    good, bad = ONE, snappy(series([("x", "no name")], [(1.0, NOW)]))
+    plain = PushRequest(content_type="application/x-protobuf", encoding="snappy")
+    for body in (good, bad, good[:-1], b""):
+        status, _, text = server.post(body)
+        answer = server.api.serve("/api/v1/write", plain, len(body), lambda body=body: body)  # type: ignore[misc]
+        assert (answer.status, answer.body.decode()) == (status, text)
+    before = server.api.stats.samples_accepted
+    answer = server.api.serve("/api/v1/write", plain, len(good), lambda: good)
+    assert answer == Answer(204)
+    assert server.api.stats.samples_accepted == before + 1
+    other = PushRequest(content_type="text/plain")
+    assert server.api.serve("/api/v1/write", other, 3, never).status == 415
+    server.tenant.fail = OverloadedError("full")
+    assert server.api.serve("/api/v1/write", plain, len(good), lambda: good).status == 503
+
+    def gone() -> bytes:
+        raise DisconnectedError
+
+    with pytest.raises(DisconnectedError):
+        server.api.serve("/api/v1/write", plain, 3, gone)
+    assert (server.api._requests, server.api._inflight_bytes) == (0, 0)
+
+
+def test_a_length_is_refused_before_the_body_is_read() -> None:
+    plain = PushRequest(content_type="application/x-protobuf", encoding="snappy")
+    limited = Server(WriteLimits(body_bytes_max=100))
+    assert limited.api.serve("/api/v1/write", plain, 101, never).status == 400
+    limited = Server(WriteLimits(inflight_bytes_max=100))
+    assert limited.api.serve("/api/v1/write", plain, 101, never).status == 503
+    limited = Server(WriteLimits(requests_max=0))
+    assert limited.api.serve("/api/v1/write", plain, 3, never).status == 503
+
+
+def never() -> bytes:
+    raise AssertionError

@@ -8,7 +8,7 @@ import functools
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -23,6 +23,8 @@ from meshpulse.direct import LENGTH_MAX, Direct, Heads, Target
 from meshpulse.protocol import PIECE_BYTES, Protocol
 
 PATH = "/api/v1/write"
+UNREAD = 99_999
+"""Length of a body that is refused before it is read."""
 
 
 class Served:
@@ -58,8 +60,12 @@ class Served:
     def refuses(scope: Scope) -> bool:
         return (b"authorization", b"wrong") in scope["headers"]
 
-    def push(self, path: str, request: PushRequest, body: bytes) -> Answer:
+    def push(self, path: str, request: PushRequest, length: int, read: Callable[[], bytes]) -> Answer:
         assert path == PATH
+        if length == UNREAD:
+            return Answer(200, b"direct unread")
+        body = read()
+        assert len(body) == length
         self.pushes.append(request)
         self.reached.set()
         assert self.go.wait(30)
@@ -194,6 +200,13 @@ def test_pipelined_requests_are_answered_in_order(served: Served) -> None:
         client.send(push(b"bc") + GET)  # while the first is being served
         served.go.set()
         assert [client.read() for _ in range(3)] == ["direct 1 97", "loop POST 2 197", "loop GET 0 0"]
+
+
+def test_a_body_that_nobody_wanted_does_not_become_the_next_request(served: Served) -> None:
+    with served.connect() as client:
+        for _ in range(2):
+            assert client.ask(push((GET * 10_000)[:UNREAD])) == "direct unread"
+            assert client.ask(push(b"abc")) == "direct 3 294"
 
 
 def test_rubbish_after_a_push_is_answered_by_the_loop(served: Served) -> None:
