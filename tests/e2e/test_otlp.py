@@ -216,3 +216,26 @@ def test_envoys_stat_sink(server: Server, grpc_port: int, tmp_path: Path) -> Non
     finally:
         envoy.terminate()
         envoy.wait(20)
+
+
+def test_grpc_asks_for_tokens(tmp_path: Path) -> None:
+    secrets = {"write": "w" * 32, "read": "r" * 32}
+    tokens = ", ".join(f"{{name: {role}, token: {secret}, roles: [{role}]}}" for role, secret in secrets.items())
+    with Server(tmp_path, f"{CONFIG}auth: {{tokens: [{tokens}]}}\n") as guarded:
+        found = re.search(r"OTLP over gRPC.*port=(\d+)", guarded.log)
+        assert found
+        body = Body(service__name="x")
+        body.number("fine", 1, time.time_ns() // 1_000_000)
+        with grpc.insecure_channel(f"127.0.0.1:{found[1]}") as channel:
+            call = channel.unary_unary(PATH)
+
+            def code(token: str) -> grpc.StatusCode:
+                try:
+                    call(body.raw(), metadata=(("authorization", f"Bearer {token}"),))
+                except grpc.RpcError as error:
+                    return error.code()
+                return grpc.StatusCode.OK
+
+            assert code(secrets["write"]) is grpc.StatusCode.OK
+            assert code(secrets["read"]) is grpc.StatusCode.PERMISSION_DENIED
+            assert code("x" * 32) is grpc.StatusCode.UNAUTHENTICATED
