@@ -126,9 +126,10 @@ class ColumnWriter:
             return {"t": "const", "v": text.text(0).decode("latin-1")}
         entry: dict[str, Any] | None = None
         distinct = len(self._number_distinct(sample)[1].offsets) - 1
-        if stats[IPS] >= enough and distinct * 4 >= len(sample.starts):
+        many = distinct >= min(DICT_MAX, len(sample.starts) // 2)
+        if stats[IPS] >= enough and many:
             entry = self._ip(values)
-        elif width >= HEX_BYTES_MIN and width % 2 == 0 and stats[HEX] >= enough and distinct * 4 >= len(sample.starts):
+        elif width >= HEX_BYTES_MIN and width % 2 == 0 and stats[HEX] >= enough and many:
             entry = self._hex(values, width)
         elif distinct > NUMBERS_DISTINCT_MIN and stats[NUMBERS + scale] >= enough:
             _, scale, _, _, (ints, scales) = self._measure(values)

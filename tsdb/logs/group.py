@@ -31,6 +31,7 @@ PATTERN_ROWS_MIN = 16
 SCAN_ROWS = 1024
 GAP_BYTES = 16
 HEAD_BYTES = 4
+LINE_BYTES_MAX = 1 << 62
 _UNITS_NS = (1_000_000_000, 1_000_000, 1_000)
 _MEMBER = re.compile(rb'"?[^"\\]*[^"\\{\[,:\s]":')
 """A literal that begins with a JSON member's name, or the end of one, up to its colon: no quote that begins a string
@@ -355,13 +356,15 @@ class StoredRows:
     ----------
     data : the group's bytes
     name : for error messages
+    longest_word : as :class:`Facts` says, where it is known
 
     Raises
     ------
     CorruptionError        from any method
     """
 
-    def __init__(self, data: memoryview, name: str) -> None:
+    def __init__(self, data: memoryview, name: str, longest_word: int = LINE_BYTES_MAX) -> None:
+        self._longest_word = longest_word
         stored, raw = np.frombuffer(data[: 2 * HEAD_BYTES], np.uint32).tolist()
         begin = 2 * HEAD_BYTES
         head = BlobReader(data[begin : begin + stored], name).get((0, stored, raw))[:raw]
@@ -512,6 +515,12 @@ class StoredRows:
 
     def matches(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         out = np.zeros(len(rows), np.bool_)
+        if self._longest_word < len(needle) and needle.isalnum() and needle.isascii():
+            for k, at, own in self._parts(rows):
+                for column in self._patterns[k].columns if k < len(self._patterns) else ():
+                    if column.hex_width:  # nothing else has so long a word
+                        out[at] |= column.holds(needle, own)
+            return out
         for k, at, own in self._parts(rows):
             found = self._patterns[k].matches(needle, own) if k < len(self._patterns) else None
             out[at] = self._scan(needle, rows[at]) if found is None else found

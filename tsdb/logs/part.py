@@ -254,7 +254,7 @@ class Part:
             offset = self._container.frame_offset(DATA, int(bad[0]))
             raise CorruptionError(self.meta.key, offset, f"group {group} has a damaged frame")
         data = self._container.array(DATA).data[first : first + size]
-        rows = StoredRows(data, f"{self.meta.key} group {group}")
+        rows = StoredRows(data, f"{self.meta.key} group {group}", int(self._longest[group]))
         if rows.n != int(self.rows[group]):
             raise CorruptionError(self.meta.key, first, f"group {group} has another number of rows")
         return rows

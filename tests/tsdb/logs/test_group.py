@@ -233,6 +233,13 @@ def test_literals_of_typed_columns(needle: bytes) -> None:
     assert rows.matches(needle, some).tolist() == [needle in texts[i] for i in some]
 
 
+@pytest.mark.parametrize("n", [40, 1000, 1500, 2047, 4000])
+def test_ids_and_addresses_keep_their_types(n: int) -> None:
+    texts = [b'{"id":"%032x","ip":"10.%d.%d.%d"}' % (i * 7919**8, i % 251, i % 241, i % 199) for i in range(n)]
+    columns = group_of(texts)._head["text"]["patterns"][0]["cols"]
+    assert [column["t"] for column in columns] == ["hex", "ip"]
+
+
 def test_logfmt_has_fields() -> None:
     texts = [f'level=info id={i} msg="hello {i}" took=0.{i:03d}'.encode() for i in range(100)]
     rows = group_of(texts)
