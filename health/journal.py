@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -26,6 +27,7 @@ SEGMENT_BYTES = 8 << 20
 SEGMENTS_KEPT = 4
 _STATE = "state.json"
 _EVENTS = "events-"
+_INSTANCE = "instance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,17 @@ class Journal:
         if make:
             folder.mkdir(parents=True, exist_ok=True)
             self._number = max((int(path.stem.removeprefix(_EVENTS)) for path in self._segments()), default=0)
+
+    def instance(self) -> str:
+        """Name of the instance that owns this folder, made at its first start."""
+        path = self._folder / _INSTANCE
+        try:
+            return path.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            name = secrets.token_hex(8)
+            path.write_text(f"{name}\n", encoding="ascii")
+            self._sync_folder()
+            return name
 
     def load(self, now_ms: int) -> Memory:
         """What was saved last; a new epoch, later than any other, when that cannot be read."""

@@ -24,14 +24,18 @@ _RENEW_MS = 10_000
 class ActuatorLease:
     """Asks for the lease and keeps it.
 
+    Parameters
+    ----------
+    owner : name of this instance; the same after a restart, which then need not wait for its own lease to run out
+
     Attributes
     ----------
     term : number of the first object of the current holding, part of every version we publish; 0 = not held
     """
 
-    def __init__(self, store: BlockStore) -> None:
+    def __init__(self, store: BlockStore, owner: str = "") -> None:
         self._store = store
-        self._owner = secrets.token_hex(8)
+        self._owner = owner or secrets.token_hex(8)
         self._until_ms = 0
         self._number = 0
         self.term = 0

@@ -97,7 +97,10 @@ class HealthRunner:
         """One tick (the loop's thread). A failure is logged and counted; the lease of what is published runs out."""
         begin = time.perf_counter()
         now_ms = self.clock.now_ms()
+        held = self.lease.held(now_ms)
         self.lease.refresh(now_ms)
+        if self.lease.held(now_ms) != held:
+            self.health.board.notify()  # adapters show verdicts from now on, or no more
         try:
             self.health.tick(now_ms)
         except (MeshpulseError, OSError) as error:

@@ -71,7 +71,7 @@ def build_health(config: Config, db: TSDB, engine: Engine, clock: Clock) -> Heal
         beside,
         [parse_source(data) for data in wanted.topology],
         milliseconds(wanted.topology_interval),
-        ActuatorLease(db.store),
+        ActuatorLease(db.store, journal.instance()),
     )
     files = FileEds(loop, runner.lease, [parse_file(data) for data in wanted.file_eds])
     runner.followers.append(files)

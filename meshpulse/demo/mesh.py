@@ -23,12 +23,14 @@ class Upstream:
     ----------
     name, port : what it is called, where it listens
     failing : fraction of requests answered with 500
+    served : requests answered so far
     """
 
     def __init__(self, name: str, latency_s: float) -> None:
         self.name = name
         self.port = 0
         self.failing = 0.0
+        self.served = 0
         self._latency_s = latency_s
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -45,6 +47,7 @@ class Upstream:
         try:
             while await reader.readuntil(b"\r\n\r\n"):
                 await asyncio.sleep(random.expovariate(1 / self._latency_s))
+                self.served += 1
                 failed = random.random() < self.failing  # noqa: S311
                 status = b"500 Internal Server Error" if failed else b"200 OK"
                 writer.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 3\r\n\r\nok\n")

@@ -35,8 +35,11 @@ def _address(port: int) -> dict[str, Any]:
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
 
-def bootstrap(name: str, admin: int, front: int, meshpulse: int, outlier: dict[str, Any] | None) -> dict[str, Any]:
-    route = {"match": {"prefix": "/"}, "route": {"cluster": CLUSTER}}
+def bootstrap(name: str, admin: int, front: int, meshpulse: int, retries: int) -> dict[str, Any]:
+    action: dict[str, Any] = {"cluster": CLUSTER}
+    if retries:
+        action["retry_policy"] = {"retry_on": "5xx", "num_retries": retries}
+    route = {"match": {"prefix": "/"}, "route": action}
     manager = {
         "@type": f"type.googleapis.com/{_HTTP}",
         "stat_prefix": "front",
@@ -58,11 +61,10 @@ def bootstrap(name: str, admin: int, front: int, meshpulse: int, outlier: dict[s
         "type": "EDS",
         "connect_timeout": "1s",
         "lb_policy": "ROUND_ROBIN",
+        "outlier_detection": {},  # with all its defaults, and blind to what is tried here
         "track_cluster_stats": {"per_endpoint_stats": True},
         "eds_cluster_config": {"eds_config": {"resource_api_version": "V3", "api_config_source": control}},
     }
-    if outlier is not None:
-        cluster["outlier_detection"] = outlier
     static = {
         "name": "meshpulse",
         "type": "STATIC",
@@ -139,10 +141,10 @@ class EnvoyMesh:
             }
         )
 
-    def start_envoys(self, outlier: dict[str, Any] | None = None) -> None:
+    def start_envoys(self, retries: int = 0) -> None:
         for i, (admin, front) in enumerate(zip(self.admins, self.fronts, strict=True)):
             file = self.folder / f"envoy-{i}.json"
-            file.write_text(json.dumps(bootstrap(f"envoy-{i}", admin, front, self.meshpulse, outlier)))
+            file.write_text(json.dumps(bootstrap(f"envoy-{i}", admin, front, self.meshpulse, retries)))
             command = [ENVOY, "-c", file, "--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"]
             with (self.folder / f"envoy-{i}.log").open("wb") as log:
                 self._processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))

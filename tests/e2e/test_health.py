@@ -124,6 +124,49 @@ async def hard_cases(folder: Path) -> None:
             await asyncio.to_thread(server.__exit__)
 
 
+async def hidden_by_retries(folder: Path) -> None:
+    """Clients see no failure because proxies try again; attempts tell who it is. A second instance finds its state."""
+    async with aiohttp.ClientSession() as client, EnvoyMesh(folder, 2, 6, 90.0) as mesh:
+        listen = ("--listen", f"127.0.0.1:{mesh.meshpulse}")
+        policy = POLICY | {"ejection": {"base": "120s"}}
+        server = await asyncio.to_thread(Server(folder, mesh.config(policy), listen).__enter__)
+        try:
+            mesh.start_envoys(retries=3)
+            await mesh.start_traffic(client)
+            await until("everybody healthy", 40, lambda: all_healthy(server))
+            await asyncio.sleep(6)
+            address = f"127.0.0.1:{mesh.upstreams[1].port}"
+            mesh.upstreams[1].failing = 0.4
+            await until("ejected", 15, lambda: states(server)[address] == "ejected")
+            assert mesh.failed <= 2
+
+            revision = snapshot(server)["revision"]
+            server.kill()
+            server = await asyncio.to_thread(Server(folder, mesh.config(policy), listen).__enter__)
+            await until("known again", 10, lambda: states(server).get(address) == "ejected")
+            again = snapshot(server)["revision"]
+            assert again.split(".")[0] == revision.split(".")[0]
+            assert int(again.split(".")[1]) > int(revision.split(".")[1])
+
+            # told to end, its last word to the proxies is that all are usable
+            mesh.upstreams[1].failing = 0.0
+            await until("the lease taken back", 10, lambda: bool(server.metric("meshpulse_health_actuator")))
+            await asyncio.sleep(1)
+            served = mesh.upstreams[1].served
+            await asyncio.sleep(2)
+            assert mesh.upstreams[1].served == served
+            assert await asyncio.to_thread(server.end) == 0
+            await asyncio.sleep(1)
+            assert mesh.upstreams[1].served > served
+        finally:
+            await asyncio.to_thread(server.__exit__)
+
+
+@pytest.mark.slow
+def test_hidden_by_retries_and_a_restart(tmp_path: Path) -> None:
+    asyncio.run(hidden_by_retries(tmp_path))
+
+
 @pytest.mark.slow
 def test_hard_cases(tmp_path: Path) -> None:
     asyncio.run(hard_cases(tmp_path))

@@ -58,3 +58,9 @@ def test_old_event_logs_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert Journal(tmp_path).events()[-1]["number"] == 29
     Journal(tmp_path).append([{"number": 30}])
     assert Journal(tmp_path).events()[-1]["number"] == 30
+
+
+def test_the_name_of_the_instance_stays(tmp_path: Path) -> None:
+    name = Journal(tmp_path).instance()
+    assert len(name) == 16
+    assert Journal(tmp_path).instance() == name

@@ -56,3 +56,13 @@ def test_a_race_has_one_winner(tmp_path: Path) -> None:
     one._store = Racing(tmp_path)
     one.refresh(0)
     assert (one.held(0), two.held(0)) == (False, True)
+
+
+def test_the_same_instance_takes_its_own_back_at_once(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    killed, again, other = ActuatorLease(store, "a"), ActuatorLease(store, "a"), ActuatorLease(store, "b")
+    killed.refresh(0)
+    other.refresh(1)
+    again.refresh(1)
+    assert (other.held(1), again.held(1)) == (False, True)
+    assert again.term > killed.term
