@@ -14,7 +14,8 @@ from prometheus_client.registry import Collector
 from ingest.api import PushStats
 from ingest.logs.api import LogPushStats
 from meshpulse import version
-from query.api import QUERY_BUCKETS_S, ApiStats
+from query.api import ApiStats
+from query.asgi import QUERY_BUCKETS_S
 from query.loki_api import LokiApiStats
 from tsdb.errors import Reason
 from tsdb.wal.log import SYNC_BUCKETS_S

@@ -7,21 +7,34 @@ never waits for one; large answers are made and sent piece by piece.
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import itertools
 import logging
 import time
-import zlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import zstandard
-
+from query.asgi import (
+    CORS,
+    DEFAULT_TENANT,
+    FORM_BYTES_MAX,
+    GONE,
+    QUERY_BUCKETS_S,
+    TEXT,
+    Answer,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    chosen_encoding,
+    in_pieces,
+    read_form,
+    run,
+    send_answer,
+    send_no_content,
+)
 from query.endpoints import FEDERATE, LABEL_PREFIX, LABEL_SUFFIX, PREFIX, Body, Endpoints, Plain, Providers, Request
 from query.engine.engine import Engine
 from query.errors import ErrorType, QueryError
@@ -34,33 +47,9 @@ from tsdb.errors import RejectedError, UnavailableError
 
 log = logging.getLogger(__name__)
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
-
-DEFAULT_TENANT = "default"
-FORM_BYTES_MAX = 10 << 20
-"""Largest form; Go's servers, hence the clients, know this number."""
-
-COMPRESS_BYTES_MIN = 2048
-"""Smaller answers fit into one or two packets anyway."""
-
-QUERY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-"""Upper bounds of :attr:`ApiStats.query_seconds`."""
-
-_WATCH_AFTER_S = 0.05  # a client that hangs up earlier costs less than finding out
 _LABEL_PATH = f"{LABEL_PREFIX}{{name}}{LABEL_SUFFIX}"
 
 _JSON = b"application/json"
-_TEXT = b"text/plain; charset=utf-8"
-_CORS: Headers = [
-    (b"access-control-allow-headers", b"Accept, Authorization, Content-Type, Origin"),
-    (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
-    (b"access-control-allow-origin", b"*"),
-    (b"access-control-expose-headers", b"Date"),
-    (b"vary", b"Origin"),
-]
 _STATUS = {
     ErrorType.BAD_DATA: 400,
     ErrorType.EXECUTION: 422,
@@ -104,17 +93,6 @@ class _Route:
     inline: bool = False
     text_errors: bool = False
     is_light: Callable[[Request], bool] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """First piece of an answer, and the rest when there is more."""
-
-    status: int
-    first: bytes
-    rest: Iterator[bytes] | None = None
-    encoding: bytes = b""
-    content_type: bytes = _JSON
 
 
 class QueryApi:
@@ -187,10 +165,9 @@ class QueryApi:
             path, route = _LABEL_PATH, self._label_values_route
         method = scope["method"]
         headers = dict(scope["headers"])
-        cors = _CORS if b"origin" in headers else []
+        cors = CORS if b"origin" in headers else []
         if method == "OPTIONS":
-            await send({"type": "http.response.start", "status": 204, "headers": cors})
-            await send({"type": "http.response.body", "body": b""})
+            await send_no_content(send, cors)
             return
         if method not in route.methods and not (method == "HEAD" and route.inline):
             allow = ", ".join(sorted({*route.methods, "OPTIONS"}))
@@ -201,18 +178,18 @@ class QueryApi:
             answer = await self._answer(scope, headers, route, receive)
             self._count(path, answer)
             if answer.status != 499:
-                await self._send(send, receive, answer, cors, with_body=method != "HEAD")
+                await send_answer(self._executor, answer, receive, send, cors, with_body=method != "HEAD")
         finally:
             self.stats.in_flight -= 1
 
-    async def _answer(self, scope: Scope, headers: Mapping[bytes, bytes], route: _Route, receive: Receive) -> _Answer:
+    async def _answer(self, scope: Scope, headers: Mapping[bytes, bytes], route: _Route, receive: Receive) -> Answer:
         """Read the request and compute its answer; status 499 when the client has gone."""
         begin = time.perf_counter()
         body = b""
         if scope["method"] == "POST":
             form = await read_form(receive)
             if form is None:
-                return _Answer(499, b"")
+                return GONE
             if len(form) > FORM_BYTES_MAX:
                 return _error(route, ErrorType.BAD_DATA, "http: POST too large")
             body = form
@@ -229,7 +206,7 @@ class QueryApi:
         if route.is_light is not None and route.is_light(request):
             inline, request = True, replace(request, is_light=True)
         job = functools.partial(_compute, route, request, chosen_encoding(headers.get(b"accept-encoding", b"")))
-        answer = job() if inline else await self._run(job, receive)
+        answer = job() if inline else await run(self._executor, job, receive)
         if stats:
             seconds = time.perf_counter() - begin
             self.stats.query_seconds[bisect_left(QUERY_BUCKETS_S, seconds)] += 1
@@ -237,68 +214,27 @@ class QueryApi:
             self.stats.query_samples += stats[0].samples
         return answer
 
-    async def _run(self, job: Callable[[], _Answer], receive: Receive) -> _Answer:
-        """Run a job in a worker thread; stop waiting when the client hangs up."""
-        future = asyncio.get_running_loop().run_in_executor(self._executor, job)
-        done, _ = await asyncio.wait((future,), timeout=_WATCH_AFTER_S)
-        if not done:
-            gone = asyncio.ensure_future(disconnected(receive))
-            await asyncio.wait((future, gone), return_when=asyncio.FIRST_COMPLETED)
-            gone.cancel()
-            if not future.done():
-                future.cancel()  # one that waits for a thread never begins
-                return _Answer(499, b"")
-        return future.result()
-
-    def _count(self, path: str, answer: _Answer) -> None:
+    def _count(self, path: str, answer: Answer) -> None:
         self.stats.responses[path, answer.status] += 1
 
-    async def _send(self, send: Send, receive: Receive, answer: _Answer, cors: Headers, *, with_body: bool) -> None:
-        headers: Headers = [(b"content-type", answer.content_type), *cors]
-        if answer.encoding:
-            headers += [(b"content-encoding", answer.encoding), (b"vary", b"Accept-Encoding")]
-        rest = answer.rest
-        if rest is None:
-            headers.append((b"content-length", str(len(answer.first)).encode()))
-        start = {"type": "http.response.start", "status": answer.status, "headers": headers}
-        if not await delivered(send, start):
-            return
-        if rest is None or not with_body:
-            await delivered(send, {"type": "http.response.body", "body": answer.first if with_body else b""})
-            return
-        loop = asyncio.get_running_loop()
-        gone = asyncio.ensure_future(disconnected(receive))
-        piece = answer.first
-        try:
-            while not gone.done() and await delivered(
-                send, {"type": "http.response.body", "body": piece, "more_body": bool(piece)}
-            ):
-                if not piece:
-                    break
-                piece = await loop.run_in_executor(self._executor, next, rest, b"")
-        finally:
-            gone.cancel()
 
-
-def _error(route: _Route, error_type: ErrorType, message: str) -> _Answer:
+def _error(route: _Route, error_type: ErrorType, message: str) -> Answer:
     if route.text_errors:
-        return _Answer(_STATUS[error_type], f"{message}\n".encode("utf-8", "replace"), content_type=_TEXT)
+        return Answer(_STATUS[error_type], f"{message}\n".encode("utf-8", "replace"), TEXT)
     body = dumps({"status": "error", "errorType": error_type, "error": message})
-    return _Answer(_STATUS[error_type], body)
+    return Answer(_STATUS[error_type], body, _JSON)
 
 
-def _compute(route: _Route, request: Request, encoding: bytes) -> _Answer:
+def _compute(route: _Route, request: Request, encoding: bytes) -> Answer:
     """Call a handler, make the first piece of its answer and compress it; every error becomes an answer."""
     content_type = _JSON
     try:
         body = route.handler(request)
         if isinstance(body, Plain):
             if body.encoding:
-                return _Answer(200, body.body, None, body.encoding, body.content_type)
+                return Answer(200, body.body, body.content_type, None, body.encoding)
             content_type, body = body.content_type, body.body
-        pieces = iter((body,)) if isinstance(body, bytes) else body
-        first = next(pieces)
-        second = next(pieces, None)
+        return in_pieces(iter((body,)) if isinstance(body, bytes) else body, content_type, encoding)
     except QueryError as error:
         return _error(route, error.error_type, str(error))
     except RejectedError as error:
@@ -308,80 +244,10 @@ def _compute(route: _Route, request: Request, encoding: bytes) -> _Answer:
     except Exception:
         log.exception("%s failed", request.raw_path.decode("latin-1"))
         return _error(route, ErrorType.INTERNAL, "internal error, see the server's log")
-    if second is None:
-        if encoding and len(first) >= COMPRESS_BYTES_MIN:
-            return _Answer(200, compress(first, encoding), None, encoding, content_type)
-        return _Answer(200, first, content_type=content_type)
-    rest: Iterator[bytes] = itertools.chain((second,), pieces)
-    if encoding:
-        rest = compressed_pieces(itertools.chain((first,), rest), encoding)
-        first = next(rest)
-    return _Answer(200, first, rest, encoding, content_type)
-
-
-def compress(data: bytes, encoding: bytes) -> bytes:
-    """Quickly rather than well: gzip level 1 takes 7 ns a byte, level 6 40 for 15 % less, zstd level 1 about 2."""
-    return zlib.compress(data, 1, wbits=31) if encoding == b"gzip" else zstandard.ZstdCompressor(1).compress(data)
-
-
-def compressed_pieces(pieces: Iterator[bytes], encoding: bytes) -> Iterator[bytes]:
-    """The pieces as one compressed stream."""
-    compressor = zlib.compressobj(1, wbits=31) if encoding == b"gzip" else zstandard.ZstdCompressor(1).compressobj()
-    for piece in pieces:
-        compressed = compressor.compress(piece)
-        if compressed:
-            yield compressed
-    yield compressor.flush()
-
-
-@functools.lru_cache(maxsize=64)
-def chosen_encoding(accept_encoding: bytes) -> bytes:
-    """``zstd`` or ``gzip``, whichever an ``Accept-Encoding`` header asks for more, else ``b""``."""
-    wanted: dict[bytes, float] = {}
-    for item in accept_encoding.lower().split(b","):
-        coding, _, parameters = item.partition(b";")
-        quality = parameters.replace(b" ", b"").removeprefix(b"q=")
-        try:
-            wanted[coding.strip()] = float(quality) if quality else 1.0
-        except ValueError:
-            wanted[coding.strip()] = 1.0
-    zstd = wanted.get(b"zstd", 0.0)  # not by "*": who can read it says so
-    gzip = wanted.get(b"gzip", wanted.get(b"*", 0.0))
-    if max(zstd, gzip) <= 0:
-        return b""
-    return b"zstd" if zstd >= gzip else b"gzip"
-
-
-async def read_form(receive: Receive) -> bytes | None:
-    """The body of a request, None when the client has gone; what is far too large is not kept."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        if len(body) <= FORM_BYTES_MAX:
-            body += message.get("body", b"")
-        if not message.get("more_body", False):
-            return bytes(body)
-
-
-async def delivered(send: Send, message: MutableMapping[str, Any]) -> bool:
-    """Send; False when the client has hung up, which uvloop may notice only now, by an error."""
-    try:
-        await send(message)
-    except (OSError, RuntimeError):
-        return False
-    return True
-
-
-async def disconnected(receive: Receive) -> None:
-    """Return when the client hangs up."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _send_text(send: Send, status: int, text: str, headers: Headers | None = None) -> None:
     body = text.encode()
-    fields = [(b"content-type", _TEXT), (b"content-length", str(len(body)).encode()), *(headers or [])]
+    fields = [(b"content-type", TEXT), (b"content-length", str(len(body)).encode()), *(headers or [])]
     await send({"type": "http.response.start", "status": status, "headers": fields})
     await send({"type": "http.response.body", "body": body})

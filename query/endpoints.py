@@ -1,6 +1,6 @@
 """The read endpoints without HTTP: a request in, the bytes of its answer out.
 
-Statuses, headers and threads are those of :mod:`query.api`.
+Statuses, headers and threads are those of :mod:`query.api` and :mod:`query.asgi`.
 """
 
 from __future__ import annotations

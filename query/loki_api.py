@@ -5,33 +5,33 @@ Like :mod:`query.api`, with Loki's manners: errors are plain text, every path ta
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import itertools
 import logging
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
-from query.api import (
-    COMPRESS_BYTES_MIN,
+from query.asgi import (
+    CORS,
     DEFAULT_TENANT,
     FORM_BYTES_MAX,
+    GONE,
     QUERY_BUCKETS_S,
-    Headers,
+    TEXT,
+    Answer,
     Receive,
     Scope,
     Send,
     chosen_encoding,
-    compress,
-    compressed_pieces,
-    delivered,
-    disconnected,
+    in_pieces,
     read_form,
+    run,
+    send_answer,
+    send_no_content,
 )
 from query.endpoints import Body
 from query.errors import ErrorType, QueryError, QueryTimeoutError
@@ -56,17 +56,8 @@ from tsdb.logs.frame import LogReader
 log = logging.getLogger(__name__)
 
 _JSON = b"application/json; charset=UTF-8"
-_TEXT = b"text/plain; charset=utf-8"
 _FLAGS = b"x-loki-response-encoding-flags"
 _METHODS = frozenset(("GET", "POST"))
-_WATCH_AFTER_S = 0.05
-_CORS: Headers = [
-    (b"access-control-allow-headers", b"Accept, Authorization, Content-Type, Origin"),
-    (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
-    (b"access-control-allow-origin", b"*"),
-    (b"access-control-expose-headers", b"Date"),
-    (b"vary", b"Origin"),
-]
 _STATUS = {
     ErrorType.BAD_DATA: 400,
     ErrorType.EXECUTION: 400,
@@ -90,7 +81,7 @@ class LokiApiStats:
     Attributes
     ----------
     responses : (path, HTTP status) -> answers; 499 = the client had gone
-    query_seconds : queries per bucket of :data:`query.api.QUERY_BUCKETS_S`, the last one beyond all bounds
+    query_seconds : queries per bucket of :data:`query.asgi.QUERY_BUCKETS_S`, the last one beyond all bounds
     query_seconds_sum : seconds of all queries
     query_lines : lines that queries looked at
     """
@@ -99,17 +90,6 @@ class LokiApiStats:
     query_seconds: list[int] = field(default_factory=lambda: [0] * (len(QUERY_BUCKETS_S) + 1))
     query_seconds_sum: float = 0.0
     query_lines: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """First piece of an answer, and the rest when there is more."""
-
-    status: int
-    first: bytes
-    rest: Iterator[bytes] | None = None
-    encoding: bytes = b""
-    content_type: bytes = _JSON
 
 
 class LokiApi:
@@ -182,7 +162,7 @@ class LokiApi:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or one WebSocket of ``tail`` (ASGI)."""
         headers = dict(scope["headers"])
-        cors = _CORS if b"origin" in headers else []
+        cors = CORS if b"origin" in headers else []
         path, handler = self._find(scope["path"].removeprefix(scope.get("root_path", "")))
         if scope["type"] == "websocket":
             if path == f"{PREFIX}tail":
@@ -191,33 +171,30 @@ class LokiApi:
                 await deny(scope, receive, send, 404, "404 page not found\n")
             return
         if path == f"{PREFIX}tail":
-            await self._send(send, receive, _text(400, "tail takes a WebSocket"), cors)
+            await send_answer(self._executor, _text(400, "tail takes a WebSocket"), receive, send, cors)
             return
         method = scope["method"]
         if handler is None:
-            await self._send(send, receive, _text(404, "404 page not found\n"), cors)
+            await send_answer(self._executor, _text(404, "404 page not found\n"), receive, send, cors)
         elif method == "OPTIONS":
-            await send({"type": "http.response.start", "status": 204, "headers": cors})
-            await send({"type": "http.response.body", "body": b""})
+            await send_no_content(send, cors)
         elif method not in _METHODS:
             allow = [(b"allow", b"GET, OPTIONS, POST")]
-            await self._send(send, receive, _text(405, "Method Not Allowed\n"), [*cors, *allow])
+            await send_answer(self._executor, _text(405, "Method Not Allowed\n"), receive, send, [*cors, *allow])
         else:
             answer = await self._answer(scope, headers, handler, receive)
             self.stats.responses[path, answer.status] += 1
             if answer.status != 499:
-                await self._send(send, receive, answer, cors)
+                await send_answer(self._executor, answer, receive, send, cors)
 
-    async def _answer(
-        self, scope: Scope, headers: Mapping[bytes, bytes], handler: Handler, receive: Receive
-    ) -> _Answer:
+    async def _answer(self, scope: Scope, headers: Mapping[bytes, bytes], handler: Handler, receive: Receive) -> Answer:
         """Read the request and compute its answer; status 499 when the client has gone."""
         begin = time.perf_counter()
         body = b""
         if scope["method"] == "POST":
             form = await read_form(receive)
             if form is None:
-                return _Answer(499, b"")
+                return GONE
             if len(form) > FORM_BYTES_MAX:
                 return _text(400, "http: POST too large")
             body = form
@@ -231,7 +208,7 @@ class LokiApi:
             stats.append,
         )
         encoding = chosen_encoding(headers.get(b"accept-encoding", b""))
-        answer = await self._run(functools.partial(_compute, handler, request, encoding), receive)
+        answer = await run(self._executor, functools.partial(_compute, handler, request, encoding), receive)
         if stats:
             seconds = time.perf_counter() - begin
             self.stats.query_seconds[bisect_left(QUERY_BUCKETS_S, seconds)] += 1
@@ -239,59 +216,18 @@ class LokiApi:
             self.stats.query_lines += stats[0].lines
         return answer
 
-    async def _run(self, job: Callable[[], _Answer], receive: Receive) -> _Answer:
-        """Run a job in a worker thread; stop waiting when the client hangs up."""
-        future = asyncio.get_running_loop().run_in_executor(self._executor, job)
-        done, _ = await asyncio.wait((future,), timeout=_WATCH_AFTER_S)
-        if not done:
-            gone = asyncio.ensure_future(disconnected(receive))
-            await asyncio.wait((future, gone), return_when=asyncio.FIRST_COMPLETED)
-            gone.cancel()
-            if not future.done():
-                future.cancel()  # one that waits for a thread never begins
-                return _Answer(499, b"")
-        return future.result()
 
-    async def _send(self, send: Send, receive: Receive, answer: _Answer, more: Headers) -> None:
-        headers: Headers = [(b"content-type", answer.content_type), *more]
-        if answer.encoding:
-            headers += [(b"content-encoding", answer.encoding), (b"vary", b"Accept-Encoding")]
-        rest = answer.rest
-        if rest is None:
-            headers.append((b"content-length", str(len(answer.first)).encode()))
-        start = {"type": "http.response.start", "status": answer.status, "headers": headers}
-        if not await delivered(send, start):
-            return
-        if rest is None:
-            await delivered(send, {"type": "http.response.body", "body": answer.first})
-            return
-        loop = asyncio.get_running_loop()
-        gone = asyncio.ensure_future(disconnected(receive))
-        piece = answer.first
-        try:
-            while not gone.done() and await delivered(
-                send, {"type": "http.response.body", "body": piece, "more_body": bool(piece)}
-            ):
-                if not piece:
-                    break
-                piece = await loop.run_in_executor(self._executor, next, rest, b"")
-        finally:
-            gone.cancel()
+def _text(status: int, message: str) -> Answer:
+    return Answer(status, message.encode("utf-8", "replace"), TEXT)
 
 
-def _text(status: int, message: str) -> _Answer:
-    return _Answer(status, message.encode("utf-8", "replace"), content_type=_TEXT)
-
-
-def _compute(handler: Handler, request: LokiRequest, encoding: bytes) -> _Answer:
+def _compute(handler: Handler, request: LokiRequest, encoding: bytes) -> Answer:
     """Call a handler, make the first piece of its answer and compress it; every error becomes an answer."""
     try:
         body = handler(request)
-        pieces = iter((body,)) if isinstance(body, bytes) else body
-        first = next(pieces)
-        second = next(pieces, None)
+        return in_pieces(iter((body,)) if isinstance(body, bytes) else body, _JSON, encoding)
     except InvalidQueryError as error:
-        return _Answer(400, dumps({"status": "invalid-query", "error": str(error)}))
+        return Answer(400, dumps({"status": "invalid-query", "error": str(error)}), _JSON)
     except QueryTimeoutError:
         return _text(504, TIMED_OUT)
     except QueryError as error:
@@ -303,12 +239,3 @@ def _compute(handler: Handler, request: LokiRequest, encoding: bytes) -> _Answer
     except Exception:
         log.exception("%s failed", request.raw_path.decode("latin-1"))
         return _text(500, "internal error, see the server's log")
-    if second is None:
-        if encoding and len(first) >= COMPRESS_BYTES_MIN:
-            return _Answer(200, compress(first, encoding), None, encoding)
-        return _Answer(200, first)
-    rest: Iterator[bytes] = itertools.chain((second,), pieces)
-    if encoding:
-        rest = compressed_pieces(itertools.chain((first,), rest), encoding)
-        first = next(rest)
-    return _Answer(200, first, rest, encoding)

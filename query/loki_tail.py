@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from query.api import DEFAULT_TENANT, Receive, Scope, Send
+from query.asgi import DEFAULT_TENANT, Receive, Scope, Send
 from query.errors import BadDataError, QueryError
 from query.json_out import dumps
 from query.logql.ast import LogQuery

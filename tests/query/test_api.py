@@ -20,7 +20,8 @@ import pytest
 import uvicorn
 import zstandard
 
-from query.api import COMPRESS_BYTES_MIN, QueryApi, chosen_encoding
+from query.api import QueryApi
+from query.asgi import COMPRESS_BYTES_MIN, chosen_encoding
 from query.empty import EmptyStorage
 from query.limits import QueryLimits
 from tests.query.asgi import FORM, ask, call, get, post_form
