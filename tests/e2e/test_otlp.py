@@ -207,12 +207,20 @@ def test_envoys_stat_sink(server: Server, grpc_port: int, tmp_path: Path) -> Non
         assert value(server, f"cluster_endpoint_rq_total{{{endpoint}}}") == 3
         info = server.query('target_info{job="front"}')
         assert info[0]["metric"]["telemetry_sdk_name"] == "envoy"
-        # Envoy adds what its workers recorded at the time of a flush: not all three are in one
-        wait_for(lambda: value(server, f'cluster_upstream_rq_time_bucket{{{cluster},le="+Inf"}}'))
-        metrics = server.get("/metrics").body.decode()
-        answers = re.findall(rf'http_responses_total{{code="(\d+)",path="{PATH}"}} (\d+)', metrics)
-        assert int(dict(answers)["200"]) > 3
-        assert "503" not in dict(answers)
+        bucket = f'cluster_upstream_rq_time_bucket{{{cluster},le="+Inf"}}'
+
+        def one_more_is_timed() -> float | None:
+            """Envoy sends a histogram for an interval in which its workers recorded something."""
+            with urllib.request.urlopen(url, timeout=5):
+                return value(server, bucket)
+
+        def answers() -> dict[str, str]:
+            metrics = server.get("/metrics").body.decode()
+            return dict(re.findall(rf'http_responses_total{{code="(\d+)",path="{PATH}"}} (\d+)', metrics))
+
+        wait_for(one_more_is_timed)
+        wait_for(lambda: int(answers()["200"]) > 3)
+        assert "503" not in answers()
     finally:
         envoy.terminate()
         envoy.wait(20)
