@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ingest.buffers import RequestBuffers, Spares
 from ingest.exemplars import Exemplar, keep_exemplars
 from ingest.kernels import otlp as kernels
 from ingest.kernels.snappy import PAD_BYTES
@@ -44,7 +45,6 @@ KEYS_MAX = 1 << 23
 _KEY_BYTES_MAX = 4 << 30  # address space, like the following
 _FAMILIES_MAX = 1 << 26
 _RESOURCES_MAX = 1 << 16
-_KEPT_BYTES_MAX = 8 << 20  # a thread keeps its buffers below this; a larger request gets its own
 _SCRATCH_BYTES = 1 << 16
 _ONE = float_bits(1.0)
 _NO_SERIES = 0xFFFFFFFF
@@ -93,14 +93,13 @@ class Spellings:
         return places
 
 
-class _Scratch(threading.local):
-    """Buffers of one thread."""
+class _Scratch(RequestBuffers):
+    """Buffers of one request."""
 
     def __init__(self) -> None:
-        self.raw: NDArray[np.uint8] = np.zeros((1 << 20) + PAD_BYTES, np.uint8)
+        super().__init__()
         self.facts: NDArray[np.int64] = np.zeros(kernels.FACTS, np.int64)
         self.key: NDArray[np.uint8] = np.zeros(_SCRATCH_BYTES, np.uint8)
-        self.set_room(4096)
 
     def set_room(self, samples: int) -> None:
         """Outputs for so many samples, missed points, resources and points with exemplars."""
@@ -117,13 +116,6 @@ class _Scratch(threading.local):
         if len(body) + PAD_BYTES > len(self.raw):
             self.raw = np.zeros(2 * len(body) + PAD_BYTES, np.uint8)
         self.raw[: len(body)] = np.frombuffer(body, np.uint8)
-
-    def trim(self) -> None:
-        """Let go of what an unusually large request needed."""
-        if self.raw.nbytes > _KEPT_BYTES_MAX:
-            self.raw = np.zeros((1 << 20) + PAD_BYTES, np.uint8)
-        if self.misses.nbytes > _KEPT_BYTES_MAX:
-            self.set_room(4096)
 
 
 class OtlpReceiver:
@@ -148,7 +140,7 @@ class OtlpReceiver:
         self._writer = writer
         self._limits = limits or WriteLimits()
         self._accept_delta = accept_delta
-        self._scratch = _Scratch()
+        self._scratch = Spares(_Scratch)
         self._spellings: weakref.WeakKeyDictionary[SeriesRegistry, Spellings] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
@@ -165,7 +157,7 @@ class OtlpReceiver:
         RejectedError       the whole body is refused: MALFORMED or BODY_TOO_LARGE; nothing of it was kept
         UnavailableError    the store cannot take it now; nothing of it was kept
         """
-        scratch = self._scratch
+        scratch = self._scratch.take()
         try:
             scratch.load(body)
             spellings = self._spellings_of(tenant.registry)
@@ -173,6 +165,7 @@ class OtlpReceiver:
             return _Request(tenant, spellings, scratch, n_samples).store(self._writer)
         finally:
             scratch.trim()
+            self._scratch.give(scratch)
 
     def _spellings_of(self, registry: SeriesRegistry) -> Spellings:
         found = self._spellings.get(registry)

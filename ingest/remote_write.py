@@ -12,11 +12,10 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.buffers import Spares
+from ingest.buffers import RequestBuffers, Spares
 from ingest.exemplars import Exemplar, keep_exemplars
 from ingest.kernels import remote_write as kernels
 from ingest.kernels.exemplars import FOUND_COLUMNS, find_exemplars
-from ingest.kernels.snappy import PAD_BYTES
 from ingest.limits import WriteLimits
 from ingest.reception import EXAMPLE_CHARS, Reception, Refusals, SampleWriter, labels_text
 from ingest.replicas import LabelSpans, ReplicaLabels, first_message
@@ -30,17 +29,15 @@ from tsdb.replicas import ReplicaSource
 
 log = logging.getLogger(__name__)
 
-_KEPT_BYTES_MAX = 8 << 20  # a thread keeps its buffers below this; a larger body gets its own
 METADATA_TYPES = ("unknown", "counter", "gauge", "histogram", "gaugehistogram", "summary", "info", "stateset")
 
 
-class _Scratch:
-    """Buffers of one request: fresh pages would cost more than the work done in them."""
+class _Scratch(RequestBuffers):
+    """Buffers of one request."""
 
     def __init__(self) -> None:
-        self.raw: NDArray[np.uint8] = np.zeros((1 << 20) + PAD_BYTES, np.uint8)
+        super().__init__()
         self.facts: NDArray[np.int64] = np.zeros(kernels.FACTS, np.int64)
-        self.set_room(4096)
 
     def set_room(self, samples: int) -> None:
         """Outputs for so many samples, missed series and metadata entries."""
@@ -49,13 +46,6 @@ class _Scratch:
         self.bits: NDArray[np.uint64] = np.empty(samples, np.uint64)
         self.misses: NDArray[np.int64] = np.empty((samples, kernels.MISS_COLUMNS), np.int64)
         self.metadata: NDArray[np.int64] = np.empty((samples, 2), np.int64)
-
-    def trim(self) -> None:
-        """Let go of what an unusually large request needed."""
-        if self.raw.nbytes > _KEPT_BYTES_MAX:
-            self.raw = np.zeros((1 << 20) + PAD_BYTES, np.uint8)
-        if self.misses.nbytes > _KEPT_BYTES_MAX:
-            self.set_room(4096)
 
 
 class RemoteWriteReceiver:

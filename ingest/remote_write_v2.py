@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from ingest.buffers import Spares
+from ingest.buffers import RequestBuffers, Spares
 from ingest.exemplars import Exemplar, keep_exemplars
 from ingest.kernels import remote_write_v2 as kernels
 from ingest.kernels.snappy import PAD_BYTES
@@ -46,7 +46,6 @@ _TABLES_MAX = 256  # requests whose tables are kept: at 2,000 series 250 kB each
 TABLE_BYTES_MIN = 4096  # smaller requests gain nothing
 _SERIES_TAG = 0x2A
 _REPLICAS_MAX = 10_000
-_KEPT_BYTES_MAX = 8 << 20  # a thread keeps its buffers below this; a larger body gets its own
 _SUFFIXES = {"histogram": ("_bucket", "_count", "_sum"), "summary": ("_count", "_sum")}
 
 
@@ -143,15 +142,14 @@ _NO_BODY: NDArray[np.uint8] = np.zeros(PAD_BYTES, np.uint8)
 _NO_SERIES: NDArray[np.int64] = np.zeros((0, kernels.SERIES_COLUMNS), np.int64)
 
 
-class _Scratch:
-    """Buffers of one request: fresh pages would cost more than the work done in them."""
+class _Scratch(RequestBuffers):
+    """Buffers of one request."""
 
     def __init__(self) -> None:
-        self.raw: NDArray[np.uint8] = np.zeros((1 << 20) + PAD_BYTES, np.uint8)
+        super().__init__()
         self.facts: NDArray[np.int64] = np.zeros(kernels.FACTS, np.int64)
         self.said_before: NDArray[np.uint64] = np.zeros((1 << kernels.SAID_BITS, 2), np.uint64)
         self.run: NDArray[np.uint8] = np.zeros(8 * kernels.RUN_PAIRS + PAD_BYTES, np.uint8)
-        self.set_room(4096)
 
     def set_room(self, samples: int) -> None:
         """Outputs for so many samples, symbols, missed series, exemplars and metadata entries."""
@@ -164,13 +162,6 @@ class _Scratch:
         self.misses: NDArray[np.int64] = np.empty((samples, kernels.MISS_COLUMNS), np.int64)
         self.exemplars: NDArray[np.int64] = np.empty((samples, kernels.EXEMPLAR_COLUMNS), np.int64)
         self.metadata: NDArray[np.int64] = np.empty((samples, kernels.METADATA_COLUMNS), np.int64)
-
-    def trim(self) -> None:
-        """Let go of what an unusually large request needed."""
-        if self.raw.nbytes > _KEPT_BYTES_MAX:
-            self.raw = np.zeros((1 << 20) + PAD_BYTES, np.uint8)
-        if self.misses.nbytes > _KEPT_BYTES_MAX:
-            self.set_room(4096)
 
 
 class RemoteWriteV2Receiver:
