@@ -27,9 +27,10 @@ def need(tool: str) -> str:
 
 
 class Exporter:
-    """A page of counters, gauges and a histogram that move at every scrape, reproducibly."""
+    """A page of counters, gauges and a histogram that move at every scrape, reproducibly; ``pages`` as they were sent."""
 
     def __init__(self, seed: int = 1) -> None:
+        self.pages: list[str] = []
         self._random = random.Random(seed)
         self._counters = {(c, p): 0.0 for c in ("200", "404", "500") for p in ("/", "/cart", "/pay")}
         self._buckets = [0.0] * 5
@@ -75,7 +76,8 @@ class Exporter:
         bounds = ("0.1", "0.25", "0.5", "1", "+Inf")
         lines += [f'demo_seconds_bucket{{le="{b}"}} {n}' for b, n in zip(bounds, self._buckets, strict=True)]
         lines += [f"demo_seconds_sum {self._sum!r}", f"demo_seconds_count {self._buckets[-1]}", "demo_nan NaN"]
-        return "\n".join(lines) + "\n"
+        self.pages.append("\n".join(lines) + "\n")
+        return self.pages[-1]
 
     def end(self) -> None:
         self._server.shutdown()
@@ -83,7 +85,10 @@ class Exporter:
 
 
 class Prometheus:
-    """One process; ``with Prometheus(...) as prometheus`` ends it whatever happens."""
+    """One process; ``with Prometheus(...) as prometheus`` ends it whatever happens.
+
+    As an ``agent`` it only scrapes and sends: it keeps what it could not send, and answers no queries.
+    """
 
     def __init__(
         self,
@@ -93,8 +98,11 @@ class Prometheus:
         scrape_interval: str = "1s",
         read_url: str = "",
         external_labels: dict[str, str] | None = None,
+        *,
+        agent: bool = False,
     ) -> None:
         self._binary = need("prometheus")
+        self._agent = agent
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -120,8 +128,9 @@ class Prometheus:
 
     def __enter__(self) -> Prometheus:
         listen = self.url.removeprefix("http://")
-        flags = (f"--web.listen-address={listen}", f"--storage.tsdb.path={self._folder / 'prometheus'}")
-        command = (self._binary, f"--config.file={self._config}", *flags, "--enable-feature=promql-per-step-stats")
+        kind, feature = ("agent", "agent") if self._agent else ("tsdb", "promql-per-step-stats")
+        flags = (f"--web.listen-address={listen}", f"--storage.{kind}.path={self._folder / 'prometheus'}")
+        command = (self._binary, f"--config.file={self._config}", *flags, f"--enable-feature={feature}")
         with (self._folder / "prometheus.log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         until = time.monotonic() + 60
