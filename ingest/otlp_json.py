@@ -18,6 +18,8 @@ from tsdb.errors import Reason, RejectedError
 
 _U64 = 1 << 64
 _DEPTH_MAX = 64
+METRICS_REQUEST = "MetricsRequest"
+LOGS_REQUEST = "LogsRequest"
 _FLOATS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 
@@ -53,6 +55,10 @@ def _fixed(value: Any) -> bytes:
     return (_integer(value) % _U64).to_bytes(8, "little")
 
 
+def _fixed32(value: Any) -> bytes:
+    return _integer(value).to_bytes(4, "little")
+
+
 def _string(value: Any) -> bytes:
     if not isinstance(value, str):
         raise TypeError("a string is needed")
@@ -81,13 +87,14 @@ def _temporality(value: Any) -> bytes:
 
 
 _Scalar = tuple[int, Callable[[Any], bytes]]  # wire type, encoder
-STRING, BOOL, TEMPORALITY, INT, DOUBLE, FIXED, HEX, BASE64 = (
+STRING, BOOL, TEMPORALITY, INT, DOUBLE, FIXED, FIXED32, HEX, BASE64 = (
     (2, _string),
     (0, _bool),
     (0, _temporality),
     (0, lambda value: varint(_integer(value))),
     (1, _double),
     (1, _fixed),
+    (5, _fixed32),
     (2, _hex),
     (2, _base64),
 )
@@ -95,9 +102,31 @@ STRING, BOOL, TEMPORALITY, INT, DOUBLE, FIXED, HEX, BASE64 = (
 # message -> JSON key -> (field number, scalar or message, whether it repeats)
 _Field = tuple[int, _Scalar | str, bool]
 _SCHEMA: Mapping[str, Mapping[str, _Field]] = {
-    "Request": {"resourceMetrics": (1, "ResourceMetrics", True)},
+    LOGS_REQUEST: {"resourceLogs": (1, "ResourceLogs", True)},
+    "ResourceLogs": {"resource": (1, "Resource", False), "scopeLogs": (2, "ScopeLogs", True)},
+    "ScopeLogs": {"scope": (1, "Scope", False), "logRecords": (2, "LogRecord", True)},
+    "Scope": {
+        "name": (1, STRING, False),
+        "version": (2, STRING, False),
+        "attributes": (3, "KeyValue", True),
+        "droppedAttributesCount": (4, INT, False),
+    },
+    "LogRecord": {
+        "timeUnixNano": (1, FIXED, False),
+        "severityNumber": (2, INT, False),
+        "severityText": (3, STRING, False),
+        "body": (5, "AnyValue", False),
+        "attributes": (6, "KeyValue", True),
+        "droppedAttributesCount": (7, INT, False),
+        "flags": (8, FIXED32, False),
+        "traceId": (9, HEX, False),
+        "spanId": (10, HEX, False),
+        "observedTimeUnixNano": (11, FIXED, False),
+        "eventName": (12, STRING, False),
+    },
+    METRICS_REQUEST: {"resourceMetrics": (1, "ResourceMetrics", True)},
     "ResourceMetrics": {"resource": (1, "Resource", False), "scopeMetrics": (2, "ScopeMetrics", True)},
-    "Resource": {"attributes": (1, "KeyValue", True)},
+    "Resource": {"attributes": (1, "KeyValue", True), "droppedAttributesCount": (2, INT, False)},
     "ScopeMetrics": {"metrics": (2, "Metric", True)},
     "Metric": {
         "name": (1, STRING, False),
@@ -207,15 +236,19 @@ def _field(number: int, kind: _Scalar | str, value: Any, repeated: bool, depth: 
     return _delimited(number, content) if wire == 2 else varint(number << 3 | wire) + content
 
 
-def to_protobuf(body: bytes) -> bytes:
-    """The protobuf form of an OTLP/JSON metrics request.
+def to_protobuf(body: bytes, message: str = METRICS_REQUEST) -> bytes:
+    """The protobuf form of an OTLP/JSON request.
+
+    Parameters
+    ----------
+    message : METRICS_REQUEST or LOGS_REQUEST
 
     Raises
     ------
     RejectedError        MALFORMED; the message names the key
     """
     try:
-        return _message("Request", orjson.loads(body), 0)
+        return _message(message, orjson.loads(body), 0)
     except (TypeError, ValueError, RecursionError) as error:
         raise RejectedError(Reason.MALFORMED, f"OTLP/JSON: {error}") from None
 
@@ -223,3 +256,8 @@ def to_protobuf(body: bytes) -> bytes:
 def partial_success(refused: int, text: str) -> bytes:
     """An ExportMetricsServiceResponse that says what was refused: {1 partial_success {1 count, 2 message}}."""
     return _delimited(1, b"\x08" + varint(refused) + _delimited(2, text[:4000].encode("utf-8", "replace")))
+
+
+def rpc_status(text: str) -> bytes:
+    """A ``google.rpc.Status`` without a code: {2 message}."""
+    return _delimited(2, text[:4000].encode("utf-8", "replace"))

@@ -1,9 +1,11 @@
-"""OTLP metrics over gRPC: ``MetricsService/Export`` on a port of its own."""
+"""OTLP over gRPC, metrics and logs: ``MetricsService/Export`` and ``LogsService/Export`` on a port of their own."""
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,21 @@ import structlog
 from ingest.otlp_json import partial_success
 from meshpulse.auth import Guard
 from meshpulse.config import split_listen
-from meshpulse.runtime import Runtime
+from meshpulse.runtime import Parts, Runtime
 from tsdb.db import DEFAULT_TENANT
 from tsdb.errors import RejectedError, UnavailableError
 
 log = structlog.get_logger(__name__)
 
-SERVICE = "opentelemetry.proto.collector.metrics.v1.MetricsService"
-PATH = f"/{SERVICE}/Export"
+METRICS_SERVICE = "opentelemetry.proto.collector.metrics.v1.MetricsService"
+LOGS_SERVICE = "opentelemetry.proto.collector.logs.v1.LogsService"
+_HTTP_PATHS = {METRICS_SERVICE: "/api/v1/otlp/v1/metrics", LOGS_SERVICE: "/otlp/v1/logs"}
+"""The same over HTTP: what a token needs for one, it needs for the other."""
+
 _STATUS = {401: grpc.StatusCode.UNAUTHENTICATED, 403: grpc.StatusCode.PERMISSION_DENIED}
+
+
+_Take = Callable[[Parts, str, bytes], Awaitable[tuple[int, str]]]
 
 
 class OtlpGrpcError(Exception):
@@ -30,7 +38,7 @@ class OtlpGrpcError(Exception):
 
 
 class OtlpGrpcServer:
-    """Takes the same requests as ``POST /api/v1/otlp/v1/metrics``, with the same limits and tokens.
+    """Takes the same requests as the two paths over HTTP, with the same limits and tokens.
 
     Parameters
     ----------
@@ -41,11 +49,14 @@ class OtlpGrpcServer:
     def __init__(self, runtime: Runtime, guard: Guard) -> None:
         self._runtime = runtime
         self._guard = guard
-        limit = runtime.config.limits.ingest.decoded_bytes_max
+        limits = runtime.config.limits
+        limit = max(limits.ingest.decoded_bytes_max, limits.logs.decoded_bytes_max)
         self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", limit), ("grpc.so_reuseport", 0)])
-        method = grpc.unary_unary_rpc_method_handler(self._export)  # bytes in, bytes out: the kernel reads them
-        handlers = grpc.method_handlers_generic_handler(SERVICE, {"Export": method})
-        self._server.add_generic_rpc_handlers((handlers,))
+        for service, take in ((METRICS_SERVICE, _take_metrics), (LOGS_SERVICE, _take_logs)):
+            export = functools.partial(self._export, service, take)
+            method = grpc.unary_unary_rpc_method_handler(export)  # bytes in, bytes out: the kernels read them
+            handlers = grpc.method_handlers_generic_handler(service, {"Export": method})
+            self._server.add_generic_rpc_handlers((handlers,))
 
     async def start(self, listen: str, *, open_to_all: bool) -> int:
         """Listen; the port.
@@ -83,9 +94,9 @@ class OtlpGrpcServer:
         """Refuse new requests, let open ones finish."""
         await self._server.stop(grace_s)
 
-    async def _export(self, request: bytes, context: Any) -> bytes:
+    async def _export(self, service: str, take: _Take, request: bytes, context: Any) -> bytes:
         metadata = [(key.encode(), _bytes(value)) for key, value in context.invocation_metadata() or ()]
-        scope = {"type": "http", "method": "POST", "path": "/api/v1/otlp/v1/metrics", "headers": metadata}
+        scope = {"type": "http", "method": "POST", "path": _HTTP_PATHS[service], "headers": metadata}
         refusal = self._guard.refuse(scope)
         if refusal is not None:
             await context.abort(_STATUS[refusal.status], refusal.text)
@@ -94,20 +105,34 @@ class OtlpGrpcServer:
             await context.abort(grpc.StatusCode.UNAVAILABLE, self._runtime.progress.describe())
             raise AssertionError("abort raises")
         tenant = dict(metadata).get(b"x-scope-orgid", b"").decode("latin-1") or DEFAULT_TENANT
-        stats = parts.push_api.stats
+        responses = parts.push_api.stats.responses
+        path = f"/{service}/Export"
         try:
-            reception, result = await parts.push_api.take(parts.otlp.receive, tenant, request)
+            refused, text = await take(parts, tenant, request)
         except RejectedError as error:
             self._runtime.tally.add(error.reason)
-            stats.responses[PATH, 400] += 1
+            responses[path, 400] += 1
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:1000])
+            raise AssertionError("abort raises") from error
         except UnavailableError as error:
             self._runtime.tally.add(error.reason)
-            stats.responses[PATH, 503] += 1
+            responses[path, 503] += 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-        stats.responses[PATH, 200] += 1
-        text = reception.refused(result)
-        return partial_success(sum(reception.refusals.counts.values()), text) if text else b""
+            raise AssertionError("abort raises") from error
+        responses[path, 200] += 1
+        return partial_success(refused, text) if text else b""
+
+
+async def _take_metrics(parts: Parts, tenant: str, request: bytes) -> tuple[int, str]:
+    """How many data points were refused, and why."""
+    reception, result = await parts.push_api.take(parts.otlp.receive, tenant, request)
+    return sum(reception.refusals.counts.values()), reception.refused(result)
+
+
+async def _take_logs(parts: Parts, tenant: str, request: bytes) -> tuple[int, str]:
+    """How many records were refused, and why."""
+    received = await parts.loki_push_api.otlp(tenant, request)
+    return sum(received.refusals.reasons.values()), received.refusals.text()
 
 
 def _bytes(value: str | bytes) -> bytes:

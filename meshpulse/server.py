@@ -89,7 +89,7 @@ class Gateway:
         for prefix, candidate in self.hot_prefixes.items():
             if path.startswith(prefix):
                 return candidate
-        if not self._progress.ready and path.startswith(("/api/", "/loki/")):
+        if not self._progress.ready and path.startswith(("/api/", "/loki/", "/otlp/")):
             return self._unready
         return self._pages
 

@@ -1,4 +1,4 @@
-"""Log pushes over HTTP as a bare ASGI application: ``POST /loki/api/v1/push`` and its old name ``/api/prom/push``.
+"""Log pushes over HTTP as a bare ASGI application: Loki's ``/loki/api/v1/push``, its old name, and ``/otlp/v1/logs``.
 
 Shippers drop what gets a 4xx other than 429, so that the good entries of a bad push are kept, and a busy store says
 503. Success is exactly 204.
@@ -7,27 +7,32 @@ Shippers drop what gets a 4xx other than 429, so that the good entries of a bad 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ingest.api import Answer, Receive, Scope, Send
+from ingest.logs.inflate import inflate, too_large
 from ingest.logs.limits import PushLimits
-from ingest.logs.push import NoStreamsError, PushReceiver, RateError, Received, Streams, too_large
+from ingest.logs.push import NoStreamsError, PushReceiver, RateError, Received, Streams
+from ingest.otlp_json import LOGS_REQUEST, rpc_status, to_protobuf
 from ingest.store import DEFAULT_TENANT
 from tsdb.errors import LimitError, OverloadedError, Reason, RejectedError, UnavailableError
 from tsdb.tally import Tally
 
 log = logging.getLogger(__name__)
 
-PATHS = ("/loki/api/v1/push", "/api/prom/push")
+LOKI_PATH = "/loki/api/v1/push"
 LEGACY_PATH = "/api/prom/push"
-_ENCODINGS = {"": None, "identity": None, "snappy": None, "gzip": 31, "deflate": 15}
-"""Content-Encoding -> zlib window bits; None = not compressed beyond the format itself."""
+OTLP_PATH = "/otlp/v1/logs"
+PATHS = (LOKI_PATH, LEGACY_PATH, OTLP_PATH)
+_PLAIN = ("", "identity")
+_LOKI_ENCODINGS = (*_PLAIN, "snappy", "gzip", "deflate")  # snappy is part of the protobuf form: nothing to undo
+_OTLP_ENCODINGS = (*_PLAIN, "gzip", "zstd", "lz4")
 
 
 @dataclass(slots=True)
@@ -43,11 +48,11 @@ class LogPushStats:
 class _Head(NamedTuple):
     """What is known of a request before its body is read."""
 
+    path: str
     is_json: bool
     encoding: str
     tenant: str
     length: int
-    legacy: bool
 
 
 class _DisconnectedError(Exception):
@@ -93,16 +98,17 @@ class LokiPushApi:
                 answer = await self._push(_head(scope), receive)
             except RejectedError as error:
                 self._tally.add(error.reason)
-                answer = _refused(error)
+                answer = _answer(path, _status(error), str(error))
             except UnavailableError as error:
                 self._tally.add(error.reason)
                 retry = (b"retry-after", str(error.retry_after_s).encode())
-                answer = Answer(503, f"{error}\n".encode(), headers=(retry,))
+                answer = _answer(path, 503, str(error))._replace(headers=(retry,))
             except _DisconnectedError:
                 return
             except Exception:
                 log.exception("log push failed")
-                answer = Answer(500, b"internal error\n")
+                # Exporters of OTLP come again after 503, not after 500.
+                answer = _answer(path, 503 if path == OTLP_PATH else 500, "internal error")
         self.stats.responses[path, answer.status] += 1
         fields = list(answer.headers)
         if answer.body:
@@ -111,27 +117,50 @@ class LokiPushApi:
         await send({"type": "http.response.body", "body": answer.body})
 
     async def _push(self, head: _Head, receive: Receive) -> Answer:
-        if head.encoding not in _ENCODINGS:
+        if head.encoding not in (_OTLP_ENCODINGS if head.path == OTLP_PATH else _LOKI_ENCODINGS):
             raise RejectedError(Reason.UNSUPPORTED_TYPE, f'Content-Encoding "{head.encoding}" not supported')
+        parts: list[bytes] = []
+        with self._entered():
+            try:
+                await self._body(receive, head.length, parts)
+                body = parts[0] if len(parts) == 1 else b"".join(parts)
+                received = await self._take(head, body)
+            finally:
+                self._inflight_bytes -= sum(map(len, parts))
+        refused = received.refusals.text()
+        return _answer(head.path, 400, refused) if refused else Answer(204)
+
+    async def otlp(self, tenant: str, body: bytes) -> Received:
+        """Take an OTLP request in protobuf that came another way than HTTP.
+
+        Raises
+        ------
+        RejectedError, UnavailableError        nothing of the body was kept
+        """
+        with self._entered():
+            return await self._take(_Head(OTLP_PATH, False, "", tenant, len(body)), body)
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[None]:
+        """Count a push that is on its way."""
         if self._requests >= self._limits.requests_max:
             raise OverloadedError(f"{self._requests} pushes are already on their way (limits.logs.requests_max)")
-        parts: list[bytes] = []
         self._requests += 1
         try:
-            await self._body(receive, head.length, parts)
-            body = parts[0] if len(parts) == 1 else b"".join(parts)
-            loop = asyncio.get_running_loop()
-            decided: asyncio.Future[Received] = loop.create_future()
-            self._executor.submit(self._receive, head, body, loop, decided)
-            received = await decided
+            yield
         finally:
             self._requests -= 1
-            self._inflight_bytes -= sum(map(len, parts))
+
+    async def _take(self, head: _Head, body: bytes) -> Received:
+        """Parse on a worker thread and wait for the log."""
+        loop = asyncio.get_running_loop()
+        decided: asyncio.Future[Received] = loop.create_future()
+        self._executor.submit(self._receive, head, body, loop, decided)
+        received = await decided
         self.stats.body_bytes += len(body)
         self.stats.entries_accepted += received.entries
         self.stats.line_bytes_accepted += received.line_bytes
-        refused = received.refusals.text()
-        return Answer(400, f"{refused}\n".encode("utf-8", "replace")) if refused else Answer(204)
+        return received
 
     async def _body(self, receive: Receive, length: int, parts: list[bytes]) -> None:
         """Read the whole body into ``parts``; refused as soon as it is known to be too large."""
@@ -159,12 +188,15 @@ class LokiPushApi:
         """Parse on a worker thread; the loop is woken once, when everything is on disk."""
         try:
             logs = self._logs_of(head.tenant)
-            bits = _ENCODINGS[head.encoding]
-            plain = inflate(body, bits, self._limits.decoded_bytes_max) if bits else body
-            if head.is_json:
-                received = self._receiver.json(logs, head.tenant, plain, legacy=head.legacy)
+            if head.encoding not in (*_PLAIN, "snappy"):
+                body = inflate(body, head.encoding, self._limits.decoded_bytes_max)
+            if head.path == OTLP_PATH:
+                plain = to_protobuf(body, LOGS_REQUEST) if head.is_json else body
+                received = self._receiver.otlp(logs, head.tenant, plain)
+            elif head.is_json:
+                received = self._receiver.json(logs, head.tenant, body, legacy=head.path == LEGACY_PATH)
             else:
-                received = self._receiver.protobuf(logs, head.tenant, plain)
+                received = self._receiver.protobuf(logs, head.tenant, body)
         except BaseException as error:  # noqa: BLE001 - it is raised where the request waits
             loop.call_soon_threadsafe(_settle, decided, None, error)
             return
@@ -193,41 +225,22 @@ def _head(scope: Scope) -> _Head:
         elif name == b"x-scope-orgid":
             tenant = value.decode("latin-1") or DEFAULT_TENANT
     is_json = content_type.partition(";")[0].strip().lower() == "application/json"
-    return _Head(is_json, encoding, tenant, length, scope["path"] == LEGACY_PATH)
+    return _Head(scope["path"], is_json, encoding, tenant, length)
 
 
-def inflate(body: bytes, window_bits: int, limit: int) -> bytes:
-    """Decompress gzip (window bits 31) or deflate (15: with zlib's header, or bare) up to ``limit`` bytes.
-
-    Raises
-    ------
-    RejectedError        MALFORMED
-    LimitError           BODY_TOO_LARGE
-    """
-    for bits in (window_bits, -15) if window_bits == 15 else (window_bits,):
-        engine = zlib.decompressobj(bits)
-        try:
-            plain = engine.decompress(body, limit + 1)
-        except zlib.error as error:
-            wrong = error
-            continue
-        if len(plain) > limit:
-            raise LimitError(Reason.BODY_TOO_LARGE, too_large(len(plain), limit))
-        if not engine.eof:
-            raise RejectedError(Reason.MALFORMED, "the compressed body is cut off")
-        return plain
-    raise RejectedError(Reason.MALFORMED, f"the body does not decompress: {wrong}")
-
-
-def _refused(error: RejectedError) -> Answer:
-    status = 400
+def _status(error: RejectedError) -> int:
     if isinstance(error, NoStreamsError):
-        status = 422
-    elif isinstance(error, RateError):
-        status = 429
-    elif error.reason is Reason.BODY_TOO_LARGE:
-        status = 413
-    return Answer(status, f"{error}\n".encode("utf-8", "replace"))
+        return 422
+    if isinstance(error, RateError):
+        return 429
+    return 413 if error.reason is Reason.BODY_TOO_LARGE else 400
+
+
+def _answer(path: str, status: int, text: str) -> Answer:
+    """What went wrong: as text, or as the ``google.rpc.Status`` that exporters of OTLP read."""
+    if path != OTLP_PATH:
+        return Answer(status, f"{text}\n".encode("utf-8", "replace"))
+    return Answer(status, rpc_status(text), b"application/octet-stream")
 
 
 def _settle(decided: asyncio.Future[Any], outcome: Any, error: BaseException | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from ingest.logs.limits import PushLimits
 from tsdb.errors import LimitError, Reason, RejectedError
@@ -105,7 +106,7 @@ def _escape(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def stream_labels(pairs: list[tuple[str, str]], limits: PushLimits) -> Labels:
+def stream_labels(pairs: Sequence[tuple[str, str]], limits: PushLimits) -> Labels:
     """The labels of a stream, checked, with ``service_name`` where none is given.
 
     Raises

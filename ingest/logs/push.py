@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from ingest.kernels import loki as kernels
 from ingest.kernels.loki import ENTRIES, LEVEL_NAMES, PAIRS, STREAMS, UNKNOWN_STREAM
+from ingest.logs.inflate import too_large
+from ingest.logs.json_form import read_json
 from ingest.logs.labels import parse_labels, show, stream_labels
 from ingest.logs.limits import PushLimits
+from ingest.logs.otlp import OtlpLogReader
+from ingest.logs.spans import LEAD_BYTES, Spans
 from ingest.snappy import decompress
 from tsdb.clock import Clock
 from tsdb.errors import LimitError, Reason, RejectedError
@@ -31,9 +34,6 @@ from tsdb.logs.frame import DETECTED_LEVEL, PAD_BYTES, gather
 from tsdb.tally import Tally
 
 NO_STREAMS = "error at least one valid stream is required for ingestion"
-LEAD = 64
-"""Bytes before the first line of a batch: a scan for words looks at the byte before each."""
-
 KeyTableParts = tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint64]]
 """What a kernel needs to look a key up: bytes, offsets, lengths, numbers, slots."""
 
@@ -82,25 +82,6 @@ class Refusals:
         return "; ".join(m if n == 1 else f"{n} errors like: {m}" for m, n in self.messages.items())
 
 
-class Spans(NamedTuple):
-    """Where the entries of a push lie in its body.
-
-    Attributes
-    ----------
-    body : uint8, padded
-    streams, ts_ns, line_starts, line_sizes : (n,) of each entry
-    first_pairs, pairs : metadata, as of ``walk_push``
-    """
-
-    body: NDArray[np.uint8]
-    streams: NDArray[np.int32]
-    ts_ns: NDArray[np.int64]
-    line_starts: NDArray[np.int64]
-    line_sizes: NDArray[np.int64]
-    first_pairs: NDArray[np.int64]
-    pairs: NDArray[np.int64]
-
-
 class Received(NamedTuple):
     """A push on its way into the store; ``future`` is None when no entry was good."""
 
@@ -124,6 +105,7 @@ class PushReceiver:
         self._clock = clock
         self._tally = tally
         self._local = threading.local()
+        self._otlp = OtlpLogReader()
         self._rates: dict[str, tuple[float, float]] = {}
         self._rates_lock = threading.Lock()
         # Level that the labels of a stream state: by tenant's registry and stream; 0 = look at the line.
@@ -197,21 +179,35 @@ class PushReceiver:
         """
         if len(body) > self.limits.decoded_bytes_max:
             raise LimitError(Reason.BODY_TOO_LARGE, too_large(len(body), self.limits.decoded_bytes_max))
-        try:
-            streams = _json_streams(orjson.loads(body), legacy=legacy)
-        except orjson.JSONDecodeError as error:
-            raise RejectedError(Reason.MALFORMED, f"invalid JSON: {error}") from None
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            raise RejectedError(Reason.MALFORMED, f"invalid push: {error}") from None
-        self._check_entries(sum(len(entries) for _, entries in streams))
+        streams, spans = read_json(body, legacy=legacy)
+        return self._read(store, tenant, streams, spans)
+
+    def otlp(self, store: Streams, tenant: str, body: bytes) -> Received:
+        """An ExportLogsServiceRequest in protobuf.
+
+        Raises
+        ------
+        RejectedError, UnavailableError        nothing of the body was kept
+        """
+        if len(body) > self.limits.decoded_bytes_max:
+            raise LimitError(Reason.BODY_TOO_LARGE, too_large(len(body), self.limits.decoded_bytes_max))
+        streams, spans = self._otlp.read(body, self._clock.now_ms() * 1_000_000)
+        return self._read(store, tenant, streams, spans)
+
+    def _read(
+        self, store: Streams, tenant: str, streams: Sequence[Sequence[tuple[str, str]]], spans: Spans
+    ) -> Received:
+        """Resolve the streams of a push whose labels are spelled out."""
+        self._check_entries(len(spans.ts_ns))
         refusals = Refusals()
         refs = np.full(len(streams), UNKNOWN_STREAM, np.int64)
-        for number, (pairs, entries) in enumerate(streams):
+        per_stream = np.bincount(spans.streams, minlength=len(streams))
+        for number, pairs in enumerate(streams):
             try:
                 refs[number] = self._resolve(store, pairs)
             except RejectedError as error:
-                refusals.add(error.reason, str(error), max(1, len(entries)))
-        return self._receive(store, tenant, _spans_of(streams), refs, refusals)
+                refusals.add(error.reason, str(error), max(1, int(per_stream[number])))
+        return self._receive(store, tenant, spans, refs, refusals)
 
     def _check_entries(self, entries: int) -> None:
         if entries > self.limits.entries_max:
@@ -222,7 +218,7 @@ class PushReceiver:
 
     # -- streams
 
-    def _resolve(self, store: Streams, pairs: list[tuple[str, str]]) -> int:
+    def _resolve(self, store: Streams, pairs: Sequence[tuple[str, str]]) -> int:
         labels = stream_labels(pairs, self.limits)
         ref = store.resolve(labels)
         level = next((value for name in LEVEL_NAMES if (value := labels.get(name))), "")
@@ -347,11 +343,11 @@ class PushReceiver:
     def _batch(self, store: Streams, spans: Spans, rows: NDArray[np.int64], refs: NDArray[np.int64]) -> LogBatch:
         sizes = spans.line_sizes[rows]
         starts = spans.line_starts[rows]
-        lead = np.concatenate([[LEAD], sizes])
+        lead = np.concatenate([[LEAD_BYTES], sizes])
         lines = gather(spans.body, np.concatenate([[0], starts]), lead)
         line_offsets = lines.offsets[1:]
         n = len(rows)
-        levels = np.zeros(n, np.uint8)
+        levels = np.zeros(n, np.uint8) if spans.levels is None else spans.levels[rows]
         meta_offsets, meta = np.zeros(n + 1, np.int64), np.zeros(PAD_BYTES, np.uint8)
         if len(spans.pairs):
             room = int((spans.pairs[:, 1] - spans.pairs[:, 0] + spans.pairs[:, 3] - spans.pairs[:, 2] + 2).sum())
@@ -362,6 +358,8 @@ class PushReceiver:
             others: dict[int, str] = {}
             if len(spans.pairs):
                 kernels.metadata_levels(spans.body, spans.pairs, spans.first_pairs, rows, levels)
+                if spans.levels is not None:
+                    levels = np.where(spans.levels[rows], spans.levels[rows], levels)
                 others.update(_other_levels(spans, rows, levels))
             self._levels_of_streams(store, refs, levels, others)
             levels[list(others)] = 1
@@ -391,11 +389,6 @@ def _rfc3339(seconds: int) -> str:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, OverflowError):
         return f"{seconds}s"
-
-
-def too_large(size: int, limit: int) -> str:
-    """What senders are told about a body beyond the limit."""
-    return f"request body too large: {size} bytes, limit: {limit} bytes"
 
 
 # -- structured metadata
@@ -450,83 +443,3 @@ def _with_levels(
             yield own
 
     return _join(blobs())
-
-
-# -- JSON
-
-Entry = tuple[int, str, Mapping[str, str]]
-
-
-def _json_streams(parsed: Any, *, legacy: bool) -> list[tuple[list[tuple[str, str]], list[Entry]]]:
-    """(label pairs, entries) of each stream; ValueError and its like when the shape is wrong."""
-    out = []
-    for stream in parsed["streams"]:
-        if legacy and "labels" in stream:
-            pairs = parse_labels(stream["labels"])
-            entries = [_legacy_entry(entry) for entry in stream.get("entries") or ()]
-        else:
-            pairs = list(stream["stream"].items())
-            if not all(isinstance(value, str) for _, value in pairs):
-                raise ValueError("label values must be strings")
-            entries = [_entry(values) for values in stream.get("values") or ()]
-        out.append((pairs, entries))
-    return out
-
-
-def _entry(values: Any) -> Entry:
-    if not isinstance(values, list) or not 2 <= len(values) <= 3:
-        raise ValueError("an entry is [timestamp, line] or [timestamp, line, metadata]")
-    stamp, line = values[0], values[1]
-    if not isinstance(stamp, str) or not isinstance(line, str):
-        raise TypeError("timestamp and line must be strings")
-    metadata = values[2] if len(values) == 3 else {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise TypeError("structured metadata must be an object of strings")
-    return _int64(stamp), line, metadata
-
-
-def _legacy_entry(entry: Any) -> Entry:
-    stamp = datetime.fromisoformat(entry.get("ts") or entry["timestamp"])
-    seconds = int(stamp.replace(microsecond=0).timestamp())
-    return seconds * _SECOND + stamp.microsecond * 1000, str(entry["line"]), {}
-
-
-def _int64(text: str) -> int:
-    value = int(text)
-    if not -(1 << 63) <= value < 1 << 63:
-        raise ValueError(f"timestamp {text} is out of range")
-    return value
-
-
-def _spans_of(streams: list[tuple[list[tuple[str, str]], list[Entry]]]) -> Spans:
-    texts: list[bytes] = [bytes(LEAD)]
-    entry_streams: list[int] = []
-    stamps: list[int] = []
-    places: list[int] = []
-    first_pairs = [0]
-    pairs: list[int] = []  # numbers of texts
-    encode: Callable[[str], bytes] = lambda text: text.encode("utf-8", "replace")  # noqa: E731
-    for number, (_, entries) in enumerate(streams):
-        for stamp, line, metadata in entries:
-            entry_streams.append(number)
-            stamps.append(stamp)
-            places.append(len(texts))
-            texts.append(encode(line))
-            for name, value in metadata.items():
-                pairs += [len(texts), len(texts) + 1]
-                texts += [encode(name), encode(value)]
-            first_pairs.append(len(pairs) // 2)
-    ends = np.cumsum([len(text) for text in texts])
-    starts = np.concatenate([[0], ends[:-1]])
-    lines = np.array(places, np.int64)
-    named = np.array(pairs, np.int64).reshape(-1, 2)
-    bounds = np.stack([starts[named[:, 0]], ends[named[:, 0]], starts[named[:, 1]], ends[named[:, 1]]], axis=1)
-    return Spans(
-        np.frombuffer(b"".join(texts) + bytes(PAD_BYTES), np.uint8),
-        np.array(entry_streams, np.int32),
-        np.array(stamps, np.int64),
-        starts[lines],
-        (ends - starts)[lines],
-        np.array(first_pairs, np.int64),
-        np.ascontiguousarray(bounds, np.int64),
-    )

@@ -23,7 +23,7 @@ from opentelemetry.sdk.resources import Resource
 
 from meshpulse.demo.envoy import CLUSTER, bootstrap
 from meshpulse.demo.processes import console_script
-from meshpulse.otlp_grpc import PATH
+from meshpulse.otlp_grpc import METRICS_SERVICE
 from tests.e2e.server import Server
 from tests.ingest.test_otlp import Body
 
@@ -31,6 +31,7 @@ CONFIG = """
 storage: {free_bytes_min: 0, free_fraction_min: 0}
 otlp: {grpc_listen: "127.0.0.1:0", delta: true}
 """
+PATH = f"/{METRICS_SERVICE}/Export"
 DELTA = {Counter: AggregationTemporality.DELTA, Histogram: AggregationTemporality.DELTA}
 
 

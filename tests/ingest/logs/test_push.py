@@ -20,7 +20,8 @@ from ingest.kernels.loki import detect_levels
 from ingest.logs.api import LokiPushApi
 from ingest.logs.labels import parse_labels
 from ingest.logs.limits import PushLimits
-from ingest.logs.push import LEAD, PushReceiver
+from ingest.logs.push import PushReceiver
+from ingest.logs.spans import LEAD_BYTES
 from tests.reference.loki import level, push_request, snappy
 from tsdb.clock import ManualClock
 from tsdb.db import TSDB, StoreConfig
@@ -60,7 +61,7 @@ class Server:
         raw = [(k.encode(), v.encode()) for k, v in headers.items()]
         scope = {"type": "http", "path": path, "method": method, "headers": raw, "query_string": b""}
         asyncio.run(self.api(scope, receive, send))
-        return sent[0]["status"], sent[1]["body"].decode()
+        return sent[0]["status"], sent[1]["body"].decode(errors="surrogateescape")
 
     def json(self, streams: Any, **kwargs: Any) -> tuple[int, str]:
         return self.push(json.dumps({"streams": streams}).encode(), JSON, **kwargs)
@@ -275,8 +276,8 @@ prose = st.lists(levels | st.sampled_from([":", "[", "-", "errors", "the", "info
 @example(["level=error"])
 def test_levels_are_those_of_the_twin(lines: list[str]) -> None:
     raw = [line.encode() for line in lines]
-    offsets = np.cumsum([LEAD] + [len(line) for line in raw])
-    data = np.frombuffer(bytes(LEAD) + b"".join(raw) + bytes(PAD_BYTES), np.uint8)
+    offsets = np.cumsum([LEAD_BYTES] + [len(line) for line in raw])
+    data = np.frombuffer(bytes(LEAD_BYTES) + b"".join(raw) + bytes(PAD_BYTES), np.uint8)
     got = np.zeros(len(raw), np.uint8)
     assert detect_levels(data, offsets, got) == len(raw)
     assert [LEVELS[code] for code in got] == [LEVELS[level(line)] for line in lines]
@@ -288,8 +289,8 @@ def test_level_names_count_only_to_depth_two() -> None:
         b'{"a":{"b":{"level":"warning_x"}}}',
         b'{"a":{"b":{"level":"fatal"}},"level":"debug"}',
     ]
-    offsets = np.cumsum([LEAD] + [len(line) for line in raw])
-    data = np.frombuffer(bytes(LEAD) + b"".join(raw) + bytes(PAD_BYTES), np.uint8)
+    offsets = np.cumsum([LEAD_BYTES] + [len(line) for line in raw])
+    data = np.frombuffer(bytes(LEAD_BYTES) + b"".join(raw) + bytes(PAD_BYTES), np.uint8)
     got = np.zeros(len(raw), np.uint8)
     detect_levels(data, offsets, got)
     assert [LEVELS[code] for code in got] == ["warn", "unknown", "debug"]
