@@ -163,6 +163,7 @@ class PushApi:
             try:
                 answer = await self._push(endpoint, request, receive)
             except DisconnectedError:
+                self._tally.add(Reason.TRUNCATED)
                 return
             except Exception as error:  # noqa: BLE001 - told to the sender, and logged when it is ours
                 answer = self._refusal(endpoint, request, error)
@@ -202,6 +203,7 @@ class PushApi:
             accepted = self._count(body, result)
             answer = endpoint.done(request, Outcome(accepted, reception.exemplars_written, reception.refused(result)))
         except DisconnectedError:
+            self._tally.add(Reason.TRUNCATED)
             raise
         except Exception as error:  # noqa: BLE001 - told to the sender, and logged when it is ours
             answer = self._refusal(endpoint, request, error)

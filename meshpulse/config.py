@@ -28,6 +28,7 @@ from health.topology import parse_source
 from ingest.limits import WriteLimits
 from ingest.logs.limits import PushLimits
 from meshpulse.auth import Role, Token
+from meshpulse.edge import EdgeLimits
 from query.limits import QueryLimits
 from tsdb.db import DEFAULT_TENANT
 from tsdb.limits import SeriesLimits, TimeLimits
@@ -111,6 +112,11 @@ class ServerConfig(Section):
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None
     tls_client_ca_file: Path | None = None
+    connections_max: int = Field(default=EdgeLimits().connections_max, ge=1)
+    header_bytes_max: Size = Field(default=EdgeLimits().header_bytes_max, ge=1024)
+    header_timeout: Duration = timedelta(seconds=EdgeLimits().header_timeout_s)
+    body_timeout: Duration = timedelta(seconds=EdgeLimits().body_timeout_s)
+    response_timeout: Duration = timedelta(seconds=EdgeLimits().response_timeout_s)
 
     @field_validator("route_prefix")
     @classmethod

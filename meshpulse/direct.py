@@ -13,6 +13,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,13 +24,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from ingest.api import Answer, DisconnectedError, PushRequest, push_request
 from meshpulse.asgi import Scope
+from meshpulse.edge import BODY_TIMEOUT, IDLE_S, response_of
 
 HEAD_BYTES_MAX = 8192
 HEADS_MAX = 256
 """Most spellings of a head that are remembered: senders are few."""
 LENGTH_MAX = 1 << 20
 """Longer bodies are read piece by piece on the event loop, where a limit can refuse them half way."""
-IDLE_SECONDS = 75
 CONNECTIONS_MAX = 64
 
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,9})\r\n")
@@ -132,14 +133,20 @@ class Heads:
 
 
 class _Body:
-    """The body of a request, of which some bytes have come with the head."""
+    """The body of a request, of which some bytes have come with the head.
 
-    __slots__ = ("_connection", "_left", "_parts")
+    Attributes
+    ----------
+    since : monotonic time since when the rest is waited for
+    """
+
+    __slots__ = ("_connection", "_left", "_parts", "since")
 
     def __init__(self, connection: socket.socket, begin: bytes, length: int) -> None:
         self._connection = connection
         self._parts = [begin] if begin else []
         self._left = length - len(begin)
+        self.since: float | None = None
 
     def read(self) -> bytes:
         """All of it, the first time.
@@ -149,6 +156,8 @@ class _Body:
         DisconnectedError        the sender went away
         """
         parts, self._parts = self._parts, []
+        if self._left:
+            self.since = time.monotonic()
         while self._left:
             try:
                 part = self._connection.recv(self._left, socket.MSG_WAITALL)
@@ -158,6 +167,7 @@ class _Body:
                 raise DisconnectedError
             parts.append(part)
             self._left -= len(part)
+        self.since = None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
@@ -185,6 +195,8 @@ class DirectConnection:
         self._lock = threading.Lock()
         self._is_busy = False
         self._is_ending = False
+        self._is_late = False
+        self._body: _Body | None = None
 
     def serve(self, data: bytes) -> tuple[bytes, bool]:
         """Serve requests, of which ``data`` is the begin of the first, until one is none of ours.
@@ -202,7 +214,7 @@ class DirectConnection:
                 with self._lock:
                     self._is_busy = True
                 target = self._targets[head.path]
-                body = _Body(connection, data[head.size :], head.length)
+                self._body = body = _Body(connection, data[head.size :], head.length)
                 answer = target.serve(target.path, head.request, head.length, body.read)
                 body.read()  # refused before it was read: the next request begins behind it
                 is_last = self._is_ending
@@ -214,8 +226,21 @@ class DirectConnection:
                 data = connection.recv(HEAD_BYTES_MAX)
                 if not data:
                     return b"", True
-        except (OSError, DisconnectedError):  # reset, or idle for too long
+        except (OSError, DisconnectedError):  # reset, idle for too long, or a body that does not come
+            if self._is_late:
+                with contextlib.suppress(OSError):
+                    connection.sendall(response_of(BODY_TIMEOUT))
             return b"", True
+
+    def end_late_body(self, before: float) -> bool:
+        """Give up a body that is waited for since before a monotonic time; whether there is one; from any thread."""
+        since = self._body.since if self._body else None
+        if since is None or since >= before or self._is_late:
+            return False
+        self._is_late = True
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RD)
+        return True
 
     def end(self) -> None:
         """Let the request that is being served be the last one; from any thread."""
@@ -250,7 +275,7 @@ def response(answer: Answer, default_headers: Iterable[tuple[bytes, bytes]], is_
 def take_over(connection: socket.socket) -> None:
     """Put a socket into blocking mode, with a bound on how long it may block."""
     connection.setblocking(True)
-    limit = struct.pack("ll", IDLE_SECONDS, 0)
+    limit = struct.pack("ll", int(IDLE_S), 0)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 

@@ -64,6 +64,7 @@ class _Ours(Collector):
         for reason in Reason:
             rejected.add_metric([reason.value], counts.get(reason, 0))
         yield rejected
+        yield _gauge("connections", "Open connections", len(runtime.edge.connections))
 
         if runtime.parts is None:
             return

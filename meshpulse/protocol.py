@@ -8,7 +8,10 @@ with the body's pieces joined once.
 from __future__ import annotations
 
 import asyncio
+import time
 import urllib.parse
+from collections.abc import Collection
+from enum import Enum, auto
 from typing import Any, cast
 
 import httptools
@@ -16,6 +19,20 @@ from uvicorn._types import ASGIReceiveEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from meshpulse.direct import Direct, DirectConnection, take_over
+from meshpulse.edge import (
+    BODY_BYTES_A_SECOND_MIN,
+    BODY_TIMEOUT,
+    CHECK_S,
+    HEADER_TIMEOUT,
+    HEADER_TOO_LARGE,
+    IDLE_S,
+    MALFORMED,
+    TOO_MANY_CONNECTIONS,
+    Edge,
+    Refusal,
+    response_of,
+)
+from tsdb.errors import Reason
 
 PIECE_BYTES = 256 << 10
 """Of a longer body the application gets pieces of about this size; reading stops until it asks for the next."""
@@ -54,23 +71,101 @@ class PiecesCycle(RequestResponseCycle):
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
 
+class _Reading(Enum):
+    """What of a request a connection waits for."""
+
+    NOTHING = auto()  # between two requests, as far as they were read
+    HEAD = auto()
+    BODY = auto()
+
+
 class Protocol(HttpToolsProtocol):
-    """One connection, without uvicorn's limit of connections, which the server does not use.
+    """One connection; its own bounds (:class:`meshpulse.edge.EdgeLimits`) stand in for uvicorn's timer and limit.
 
     A connection that sends pushes is handed to :class:`meshpulse.direct.Direct`, and comes back with the first
     request that is none.
     """
 
-    def __init__(self, direct: Direct, **of_uvicorn: Any) -> None:
+    def __init__(self, direct: Direct, edge: Edge, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
         self._direct = direct
+        self._edge = edge
         self._off_loop: DirectConnection | None = None
-        self._is_between = True  # two requests, as far as they were read
+        self._reading = _Reading.NOTHING
+        self._since = time.monotonic()  # when that began
+        self._unread_bytes = 0  # that arrived since the last piece of a body: of a head, or of what follows a body
+        self._body_bytes = 0
+        self._refusal: Refusal | None = None  # told in place of the parser's error
+        self._is_surplus = False
+        self._unsent_bytes = 0  # of a response, when the connection was last looked at
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Called by the event loop with a new connection."""
+        super().connection_made(transport)
+        self._is_surplus = len(self.connections) > self._edge.connections_max  # it is told so when it asks
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop with what has arrived."""
-        if not (self._is_between and self._direct.has_room and self._leave(data)):
-            super().data_received(data)
+        if self._is_surplus:
+            self._refuse(TOO_MANY_CONNECTIONS)
+        elif not (self._reading is _Reading.NOTHING and self._direct.has_room and self._leave(data)):
+            self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        self._unread_bytes += len(data)
+        super().data_received(data)
+        if self._unread_bytes > self._edge.limits.header_bytes_max and not self.transport.is_closing():
+            self._refuse(HEADER_TOO_LARGE)
+
+    def send_400_response(self, _msg: str) -> None:
+        """Called when the parser has met an error, or one of its callbacks has raised one."""
+        self._refuse(self._refusal or MALFORMED)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Count and tell why, and close; nothing more of the connection is read."""
+        self._edge.tally.add(refusal.reason)
+        cycle = self.cycle
+        is_next = cycle is None or cycle.response_complete  # the response that the client waits for is ours to write
+        if self._reading is _Reading.BODY:
+            is_next = not cycle.response_started and not self.pipeline
+        if is_next:
+            self.transport.write(response_of(refusal))
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True  # the application learns it, and is not waited for
+            cycle.message_event.set()
+        self.transport.close()
+
+    def check(self, now: float) -> None:
+        """End what takes too long; called by :func:`watch` with the monotonic time in seconds."""
+        limits = self._edge.limits
+        waited = now - self._since
+        cycle = self.cycle
+        is_answered = cycle is None or cycle.response_complete
+        if self._off_loop is not None:
+            if self._off_loop.end_late_body(now - limits.body_timeout_s):
+                self._edge.tally.add(BODY_TIMEOUT.reason)
+        elif self._reading is _Reading.BODY:
+            more = 0.0 if is_answered else self._body_bytes / BODY_BYTES_A_SECOND_MIN
+            if waited > limits.body_timeout_s + more and not self.flow.read_paused:
+                self._refuse(BODY_TIMEOUT)
+        elif self._is_stuck(waited):
+            self._edge.tally.add(Reason.RESPONSE_TIMEOUT)
+            self.transport.abort()
+        elif self._reading is _Reading.HEAD:
+            if is_answered and waited > limits.header_timeout_s:
+                self._refuse(HEADER_TIMEOUT)
+        elif is_answered and waited > (limits.header_timeout_s if self._is_surplus else IDLE_S):
+            self.transport.close()
+
+    def _is_stuck(self, waited: float) -> bool:
+        """Whether the client has taken nothing of a response for too long."""
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent or unsent != self._unsent_bytes:
+            self._unsent_bytes = unsent
+            if unsent:
+                self._since = time.monotonic()
+            return False
+        return waited > self._edge.limits.response_timeout_s
 
     def _leave(self, data: bytes) -> bool:
         """Go on off the event loop, if ``data`` begins a push and nothing else is on its way."""
@@ -84,7 +179,6 @@ class Protocol(HttpToolsProtocol):
             or transport.get_write_buffer_size()
         ):
             return False
-        self._unset_keepalive_if_required()
         transport.pause_reading()
         connection = transport.get_extra_info("socket").dup()
         take_over(connection)
@@ -97,12 +191,13 @@ class Protocol(HttpToolsProtocol):
     def _return(self, rest: bytes, is_over: bool) -> None:
         """Go on here with the bytes that were read and not served."""
         self._off_loop = None
+        self._since = time.monotonic()
         transport = self.transport
         if is_over or transport.is_closing():
             transport.close()
             return
         transport.resume_reading()
-        super().data_received(rest)
+        self._feed(rest)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop when the connection is closed."""
@@ -119,16 +214,31 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Called by the parser."""
-        self._is_between = False
+        self._reading, self._since = _Reading.HEAD, time.monotonic()
         super().on_message_begin()
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
-        self._is_between = True
+        self._reading, self._since = _Reading.NOTHING, time.monotonic()
+        self._unread_bytes = 0
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Called when a response is sent: begin the next request that has arrived."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._reading is _Reading.NOTHING:
+            self._since = time.monotonic()
 
     def on_headers_complete(self) -> None:
         """Called by the parser when a request's headers are there: start the application on it."""
+        if self._unread_bytes > self._edge.limits.header_bytes_max and self._is_head_too_large():
+            self._refusal = HEADER_TOO_LARGE
+            raise ValueError(HEADER_TOO_LARGE.text)
         parser = self.parser
         version = parser.get_http_version()
         url = httptools.parse_url(self.url)
@@ -141,6 +251,8 @@ class Protocol(HttpToolsProtocol):
         scope["query_string"] = url.query or b""
         if parser.should_upgrade() and self._should_upgrade():
             return  # data_received hands the connection to the WebSocket protocol
+        self._reading, self._since = _Reading.BODY, time.monotonic()
+        self._body_bytes = 0
         before = self.cycle
         self.cycle = PiecesCycle(
             scope=scope,
@@ -161,8 +273,25 @@ class Protocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
 
+    def _is_head_too_large(self) -> bool:
+        """Exactly: what arrived with it may be its body."""
+        size = len(self.url) + sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers)
+        return size > self._edge.limits.header_bytes_max
+
     def on_body(self, body: bytes) -> None:
         """Called by the parser with a piece of the body."""
+        self._unread_bytes = 0
+        self._body_bytes += len(body)
         cycle = cast(PiecesCycle | None, self.cycle)  # None on the way to a WebSocket
         if cycle is not None and not cycle.response_complete and cycle.take(body):
             self.flow.pause_reading()
+
+
+async def watch(connections: Collection[object], every_s: float = CHECK_S) -> None:
+    """Look through all connections until cancelled; other protocols (WebSockets) look after themselves."""
+    while True:
+        await asyncio.sleep(every_s)
+        now = time.monotonic()
+        for connection in list(connections):
+            if isinstance(connection, Protocol):
+                connection.check(now)

@@ -26,6 +26,7 @@ from meshpulse.admin import AdminApi
 from meshpulse.asgi import App
 from meshpulse.bar import kernel_bar
 from meshpulse.config import Config, milliseconds
+from meshpulse.edge import Edge, EdgeLimits
 from meshpulse.exemplars import ExemplarReader
 from meshpulse.health import HealthParts, build_health
 from meshpulse.query_log import QueryLog
@@ -153,6 +154,18 @@ def write_limits(config: Config) -> WriteLimits:
     )
 
 
+def edge_limits(config: Config) -> EdgeLimits:
+    """What a connection may be."""
+    server = config.server
+    return EdgeLimits(
+        connections_max=server.connections_max,
+        header_bytes_max=server.header_bytes_max,
+        header_timeout_s=server.header_timeout.total_seconds(),
+        body_timeout_s=server.body_timeout.total_seconds(),
+        response_timeout_s=server.response_timeout.total_seconds(),
+    )
+
+
 def log_limits(config: Config) -> LogLimits:
     """How the log store of a tenant keeps its entries."""
     return LogLimits(config.limits.logs.streams_max, retention_ms=milliseconds(config.storage.retention))
@@ -189,6 +202,7 @@ class Runtime:
     Attributes
     ----------
     config, progress, tally : as given, and counts of everything refused
+    edge : what all connections share
     parts : None until :meth:`open` is through
     """
 
@@ -196,6 +210,7 @@ class Runtime:
         self.config = config
         self.progress = progress
         self.tally = Tally()
+        self.edge = Edge(edge_limits(config), self.tally)
         self.parts: Parts | None = None
         self._clock = clock or SystemClock()
 

@@ -21,7 +21,7 @@ from meshpulse.config import Config, split_listen
 from meshpulse.direct import Direct, Target
 from meshpulse.memory import limit_arenas
 from meshpulse.pages import create_pages
-from meshpulse.protocol import Protocol
+from meshpulse.protocol import Protocol, watch
 from meshpulse.runtime import Runtime
 from meshpulse.startup import Phase, Progress, StoppedError
 from meshpulse.tls import TlsFiles
@@ -176,7 +176,7 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
     settings = uvicorn.Config(
         gateway,
         loop="none",
-        http=functools.partial(Protocol, direct),  # type: ignore[arg-type]  # called as a class is
+        http=functools.partial(Protocol, direct, runtime.edge),  # type: ignore[arg-type]  # called as a class is
         ws="websockets-sansio",
         ws_ping_interval=1.0,  # finds out that nobody reads a tail any more
         lifespan="off",
@@ -184,12 +184,13 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
         access_log=False,
         server_header=False,
         proxy_headers=False,  # a layer around every request, for addresses that nobody here asks for
-        timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(config.server.drain.total_seconds())),
     )
     settings.load()
     settings.ssl = tls.context if tls else None
     server = _Server(settings)
+    runtime.edge.make_room()
+    runtime.edge.connections = server.server_state.connections
     loop = asyncio.get_running_loop()
 
     def stop(name: str) -> None:
@@ -244,11 +245,13 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
     url = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
     log.info("listening", url=url, data=str(config.storage.path))
     opener.start()
-    renewing = asyncio.ensure_future(tls.follow()) if tls else None
+    watching = [asyncio.ensure_future(watch(server.server_state.connections))]
+    if tls:
+        watching.append(asyncio.ensure_future(tls.follow()))
     await server.serve(sockets=[listener])
     await asyncio.to_thread(direct.close)
-    if renewing:
-        renewing.cancel()
+    for task in watching:
+        task.cancel()
     if otlp:
         await otlp.stop(config.server.drain.total_seconds())
     failed = progress.phase is Phase.FAILED

@@ -54,6 +54,12 @@ class Reason(StrEnum):
     QUERY_LIMIT = "query_limit"
     BAD_MATCHER = "bad_matcher"
     # requests
+    MALFORMED_REQUEST = "malformed_request"
+    HEADER_TOO_LARGE = "header_too_large"
+    REQUEST_TIMEOUT = "request_timeout"
+    RESPONSE_TIMEOUT = "response_not_read"
+    CONNECTIONS = "too_many_connections"
+    TRUNCATED = "truncated_body"
     MALFORMED = "malformed_body"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_TYPE = "unsupported_media_type"

@@ -104,6 +104,7 @@ class LokiPushApi:
                 retry = (b"retry-after", str(error.retry_after_s).encode())
                 answer = _answer(path, 503, str(error))._replace(headers=(retry,))
             except _DisconnectedError:
+                self._tally.add(Reason.TRUNCATED)
                 return
             except Exception:
                 log.exception("log push failed")

@@ -27,7 +27,7 @@ def need(tool: str) -> str:
 
 
 class Exporter:
-    """A page of counters, gauges and a histogram that move at every scrape, reproducibly; ``pages`` as they were sent."""
+    """Pages of counters, gauges and a histogram that move at every scrape, reproducibly; ``pages`` are those sent."""
 
     def __init__(self, seed: int = 1) -> None:
         self.pages: list[str] = []

@@ -4,133 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import uvicorn
-import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.api import Answer, PushRequest
-from meshpulse.asgi import Receive, Scope, Send, answer
+from ingest.api import Answer
+from meshpulse.asgi import Receive, Scope, Send
 from meshpulse.direct import LENGTH_MAX, Direct, Heads, Target
-from meshpulse.protocol import PIECE_BYTES, Protocol
-
-PATH = "/api/v1/write"
-UNREAD = 99_999
-"""Length of a body that is refused before it is read."""
-
-
-class Served:
-    """A server of echoes: each answer says where its request was served, of what length and by which sum."""
-
-    def __init__(self) -> None:
-        self.direct = Direct()
-        self.direct.targets[PATH] = Target(PATH, self.push, lambda scope: scope if self.refuses(scope) else None)
-        self.go = threading.Event()
-        self.go.set()
-        self.reached = threading.Event()
-        self.pushes: list[PushRequest] = []
-        config = uvicorn.Config(
-            self.app,
-            interface="asgi3",
-            loop="none",
-            http=functools.partial(Protocol, self.direct),  # type: ignore[arg-type]
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=10,
-        )
-        self.server = uvicorn.Server(config)
-        self.server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.thread = threading.Thread(target=lambda: uvloop.run(self.server.serve([self.listener])))
-        self.thread.start()
-
-    @staticmethod
-    def refuses(scope: Scope) -> bool:
-        return (b"authorization", b"wrong") in scope["headers"]
-
-    def push(self, path: str, request: PushRequest, length: int, read: Callable[[], bytes]) -> Answer:
-        assert path == PATH
-        if length == UNREAD:
-            return Answer(200, b"direct unread")
-        body = read()
-        assert len(body) == length
-        self.pushes.append(request)
-        self.reached.set()
-        assert self.go.wait(30)
-        if body == b"nothing":
-            return Answer(204)
-        return Answer(200, b"direct %d %d" % (len(body), sum(body)))
-
-    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body, more = b"", True
-        while more:
-            message = await receive()
-            assert len(message["body"]) <= 2 * PIECE_BYTES
-            body, more = body + message["body"], message["more_body"]
-        await answer(send, 200, f"loop {scope['method']} {len(body)} {sum(body)}".encode())
-
-    def connect(self) -> Client:
-        return Client(self.listener.getsockname())
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(30)
-        assert not self.thread.is_alive()
-        self.direct.close()
-
-
-class Client:
-    def __init__(self, address: Any) -> None:
-        self.socket = socket.create_connection(address, timeout=30)
-        self.file = self.socket.makefile("rb")
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-        self.socket.close()
-
-    def send(self, data: bytes, piece: int = 0) -> None:
-        for at in range(0, len(data), piece or len(data)):
-            self.socket.sendall(data[at : at + (piece or len(data))])
-            if piece:
-                time.sleep(0.002)
-
-    def read(self) -> str:
-        """Body of the next response."""
-        status = self.file.readline()
-        length = 0
-        while (line := self.file.readline()) not in (b"\r\n", b""):
-            name, _, value = line.partition(b":")
-            assert name.lower() != b"transfer-encoding"
-            if name.lower() == b"content-length":
-                length = int(value)
-        if not status:
-            return "closed"
-        text = self.file.read(length).decode()
-        return text if status.startswith(b"HTTP/1.1 200") else f"{status.split()[1].decode()} {text}"
-
-    def ask(self, data: bytes, piece: int = 0) -> str:
-        self.send(data, piece)
-        return self.read()
-
-
-def push(body: bytes, *headers: str, method: str = "POST", path: str = PATH) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: x", *headers, f"Content-Length: {len(body)}"]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+from meshpulse.edge import Edge, EdgeLimits
+from meshpulse.protocol import Protocol
+from tests.meshpulse.served import GET, PATH, UNREAD, Served, push
+from tsdb.tally import Tally
 
 
 @pytest.fixture
@@ -139,9 +28,6 @@ def served() -> Iterator[Served]:
     yield server
     server.go.set()
     server.stop()
-
-
-GET = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def test_pushes_leave_the_loop_and_other_requests_come_back_to_it(served: Served) -> None:
@@ -309,7 +195,7 @@ def test_a_head_that_is_recognised_says_what_uvicorn_finds_in_it(first: str, lin
         )
         config.load()
         state = uvicorn.Server(config).server_state
-        protocol = Protocol(Direct(), config=config, server_state=state, app_state={})
+        protocol = Protocol(Direct(), Edge(EdgeLimits(), Tally()), config=config, server_state=state, app_state={})
         protocol.connection_made(Transport())
         protocol.data_received(data)
         await asyncio.sleep(0)
