@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl
 from ingest.gunzip import gunzip
 from ingest.import_text import ImportOptions, TextImporter
 from ingest.limits import WriteLimits
+from ingest.negotiation import OPENMETRICS, media_type
 from ingest.otlp import OtlpReceiver
 from ingest.otlp_json import to_protobuf
 from ingest.reception import Reception
@@ -462,7 +463,8 @@ class TextImportEndpoint:
                     time_ms = int(text)
                 except ValueError:
                     raise RejectedError(Reason.MALFORMED, f"timestamp={text[:100]!r} is no number") from None
-        options = ImportOptions(tuple(sorted(labels.items())), time_ms, request.encoding == "gzip")
+        openmetrics = media_type(request.content_type) == OPENMETRICS
+        options = ImportOptions(tuple(sorted(labels.items())), time_ms, request.encoding == "gzip", openmetrics)
         return lambda tenant, body: self._importer.receive(tenant, body, options)
 
     def done(self, _request: PushRequest, outcome: Outcome) -> Answer:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ingest.exposition import PAD, ExpositionError, ExpositionParser
+from ingest.exemplars import keep_exemplars
+from ingest.exposition import PAD, ExpositionParser
 from ingest.gunzip import gunzip
 from ingest.limits import WriteLimits
 from ingest.reception import Reception, Refusals, SampleWriter
@@ -31,18 +32,21 @@ class ImportOptions:
     extra_labels : put on every series, instead of a label of that name in the text
     time_ms : of samples that bring none; None = now
     gzip : whether the body is compressed
+    openmetrics : whether it is OpenMetrics; else it is the text format
     """
 
     extra_labels: tuple[tuple[str, str], ...] = ()
     time_ms: int | None = None
     gzip: bool = False
+    openmetrics: bool = False
 
 
 class _Parser(ExpositionParser):
-    def __init__(self, registry: SeriesRegistry, labels: tuple[tuple[str, str], ...]) -> None:
+    def __init__(self, registry: SeriesRegistry, labels: tuple[tuple[str, str], ...], openmetrics: bool) -> None:
         super().__init__(registry, dict(labels))
         self.registry = weakref.ref(registry)
         self.labels = labels
+        self.openmetrics = openmetrics
 
     def _with_target_labels(self, pairs: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
         """The sender of the request knows better than the text: nothing becomes ``exported_...``."""
@@ -75,10 +79,10 @@ class TextImporter:
         """
         text = gunzip(body, self._limits.decoded_bytes_max) if options.gzip else body
         now_ms = self._writer.clock.now_ms() if options.time_ms is None else options.time_ms
-        parser = self._borrow(tenant.registry, options.extra_labels)
+        parser = self._borrow(tenant.registry, options)
         try:
-            seen = parser.parse(text + PAD, now_ms)
-        except ExpositionError as error:
+            seen = parser.parse(text + PAD, now_ms, options.openmetrics)
+        except RejectedError as error:  # in the words of a scrape, but it is a push
             raise RejectedError(Reason.MALFORMED, str(error)) from None
         refusals = Refusals()
         for reason, count in seen.refused.items():
@@ -93,15 +97,19 @@ class TextImporter:
             unsorted=seen.own_times,
             metadata=seen.metadata,
         )
+        if seen.exemplars:
+            reception.exemplars_written = keep_exemplars(tenant.exemplars, seen.exemplars, self._writer.tally).written
         self._give_back(parser)  # not after an error: it would take metadata for known that was not kept
         return reception
 
-    def _borrow(self, registry: SeriesRegistry, labels: tuple[tuple[str, str], ...]) -> _Parser:
+    def _borrow(self, registry: SeriesRegistry, options: ImportOptions) -> _Parser:
+        wanted = (options.extra_labels, options.openmetrics)
         with self._lock:
             for i in range(len(self._idle) - 1, -1, -1):
-                if self._idle[i].labels == labels and self._idle[i].registry() is registry:
+                idle = self._idle[i]
+                if (idle.labels, idle.openmetrics) == wanted and idle.registry() is registry:
                     return self._idle.pop(i)
-        return _Parser(registry, labels)
+        return _Parser(registry, *wanted)
 
     def _give_back(self, parser: _Parser) -> None:
         with self._lock:

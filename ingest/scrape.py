@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import logging
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -16,11 +15,14 @@ from urllib.parse import urlencode
 
 import aiohttp
 
-from ingest.exposition import PAD
+from ingest.exemplars import keep_exemplars
+from ingest.exposition import PageLimitError, PageOptions
+from ingest.fetch import Page, fetch
+from ingest.negotiation import ScrapeProtocol, accept_header
 from ingest.store import Tenant
 from ingest.target import Round, TargetSeries
 from tsdb.clock import Clock
-from tsdb.errors import LimitError, Reason, RejectedError, UnavailableError
+from tsdb.errors import RejectedError, UnavailableError
 from tsdb.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -30,8 +32,6 @@ ALIGN_TOLERANCE_MS = 5
 
 KEEP_ALIVE_INTERVALS = 2
 """How long an idle connection is kept: over one failed scrape, whatever the interval."""
-
-_ACCEPT = "text/plain;version=0.0.4;charset=utf-8,text/plain;q=0.5,*/*;q=0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,15 @@ class ScrapeConfig:
     scrape_interval, scrape_timeout : seconds
     params : query parameters, name -> values
     honor_labels : a scraped label wins over a target label of its name
-    honor_timestamps : times in the text are used
-    sample_limit : most samples a scrape, 0 = any number; one more and the scrape fails
-    body_size_limit : most bytes of an uncompressed body, 0 = any number
+    honor_timestamps : times in the page are used
+    track_timestamps_staleness : series with times of their own get stale markers too when they vanish
+    scrape_protocols : formats to ask for, the preferred one first
+    fallback_scrape_protocol : format of a page whose ``Content-Type`` is missing or unknown; None = refuse it
+    enable_compression : ask for gzip
+    sample_limit : most samples a scrape after relabelling; one more and the scrape fails. As of all limits, 0 = any
+    label_limit, label_name_length_limit, label_value_length_limit : most labels of a series, bytes of a name and of a
+        value; a page with a series beyond is refused whole
+    body_size_limit : most bytes of a body, compressed or not
     """
 
     job_name: str
@@ -65,15 +71,27 @@ class ScrapeConfig:
     params: Mapping[str, Sequence[str]] = field(default_factory=dict)
     honor_labels: bool = False
     honor_timestamps: bool = True
+    track_timestamps_staleness: bool = False
+    scrape_protocols: Sequence[ScrapeProtocol] = tuple(ScrapeProtocol)
+    fallback_scrape_protocol: ScrapeProtocol | None = None
+    enable_compression: bool = True
     sample_limit: int = 0
+    label_limit: int = 0
+    label_name_length_limit: int = 0
+    label_value_length_limit: int = 0
     body_size_limit: int = 64 << 20
 
-
-class ScrapeError(RejectedError):
-    """The target did not answer with a text."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(Reason.SCRAPE_FAILED, what)
+    def page_options(self) -> PageOptions:
+        """What is done with the pages of its targets."""
+        return PageOptions(
+            honor_labels=self.honor_labels,
+            honor_timestamps=self.honor_timestamps,
+            track_timestamps_staleness=self.track_timestamps_staleness,
+            sample_limit=self.sample_limit,
+            label_limit=self.label_limit,
+            label_name_length_limit=self.label_name_length_limit,
+            label_value_length_limit=self.label_value_length_limit,
+        )
 
 
 class Target:
@@ -163,9 +181,7 @@ class Scraper:
         self._series: dict[Target, TargetSeries] = {}
         for config in configs:
             for target in targets_of(config):
-                self._series[target] = TargetSeries(
-                    tenant.registry, target.labels, config.honor_labels, config.honor_timestamps, config.sample_limit
-                )
+                self._series[target] = TargetSeries(tenant.registry, target.labels, config.page_options())
         self.active = tuple(self._series)
         self._session: aiohttp.ClientSession | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -179,7 +195,7 @@ class Scraper:
         self._session = aiohttp.ClientSession(
             auto_decompress=False,  # so that a small body cannot grow past the limit unseen
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_INTERVALS * longest_s),
-            headers={"Accept": _ACCEPT, "Accept-Encoding": "gzip", "User-Agent": "meshpulse"},
+            headers={"User-Agent": "meshpulse"},
         )
         self._tasks = [asyncio.create_task(self._loop(target), name=f"scrape {target.url}") for target in self.active]
 
@@ -227,13 +243,16 @@ class Scraper:
         begin = time.perf_counter()
         error = ""
         outcome: Round | None = None
+        beyond = (0, 0)
         try:
-            text = await self._fetch(target)
+            page = await self._fetch(target)
             seconds = time.perf_counter() - begin
-            outcome = await self._parse(series, text, scrape_ms, seconds)
+            outcome = await self._parse(series, page, scrape_ms, seconds)
         except RejectedError as refused:
             error = str(refused)
             self._tally.add(refused.reason)
+            if isinstance(refused, PageLimitError):
+                beyond = (refused.scraped, refused.kept)
         except Exception as bug:
             error = f"internal error: {bug}"
             log.exception("scrape of %s failed", target.url)
@@ -243,7 +262,7 @@ class Scraper:
             if target.last_error != error:
                 log.warning("scrape of %s failed: %s", target.url, error)
             try:
-                outcome = series.failure(scrape_ms, seconds)
+                outcome = series.failure(scrape_ms, seconds, *beyond)
             except RejectedError as refused:  # not even room for its own series
                 error = str(refused)
         self.scrapes += 1
@@ -254,9 +273,26 @@ class Scraper:
         if outcome is not None:
             await self._store(target, outcome)
 
-    async def _parse(self, series: TargetSeries, text: bytes, scrape_ms: int, seconds: float) -> Round:
+    async def _fetch(self, target: Target) -> Page:
+        assert self._session is not None
+        config = target.config
+        headers = {
+            "Accept": accept_header(config.scrape_protocols),
+            "Accept-Encoding": "gzip" if config.enable_compression else "identity",
+            "X-Prometheus-Scrape-Timeout-Seconds": f"{config.scrape_timeout:g}",
+        }
+        return await fetch(
+            self._session,
+            target.url,
+            headers,
+            config.scrape_timeout,
+            config.body_size_limit,
+            config.fallback_scrape_protocol,
+        )
+
+    async def _parse(self, series: TargetSeries, page: Page, scrape_ms: int, seconds: float) -> Round:
         loop = asyncio.get_running_loop()
-        job = loop.run_in_executor(self._executor, series.success, text, scrape_ms, seconds)
+        job = loop.run_in_executor(self._executor, series.success, page.text, page.openmetrics, scrape_ms, seconds)
         try:
             return await asyncio.shield(job)
         except asyncio.CancelledError:
@@ -275,70 +311,13 @@ class Scraper:
             log.warning("scrape of %s not stored: %s", target.url, error)
         else:
             self.samples += result.accepted
-
-    async def _fetch(self, target: Target) -> bytes:
-        assert self._session is not None
-        timeout_s = target.config.scrape_timeout
-        headers = {"X-Prometheus-Scrape-Timeout-Seconds": f"{timeout_s:g}"}
-        try:
-            async with (
-                asyncio.timeout(timeout_s),
-                self._session.get(target.url, headers=headers, timeout=aiohttp.ClientTimeout(total=None)) as response,
-            ):
-                if response.status != 200:
-                    raise ScrapeError(f"server returned HTTP status {response.status} {response.reason}")
-                encoding = response.headers.get("Content-Encoding", "identity").lower()
-                if encoding not in ("identity", "gzip"):
-                    raise ScrapeError(f"unexpected content encoding {encoding!r}")
-                body = _Body(encoding == "gzip", target.config.body_size_limit)
-                async for chunk in response.content.iter_any():
-                    body.add(chunk)
-                return body.text()
-        except TimeoutError:
-            raise ScrapeError(f"no answer within {timeout_s:g} s") from None
-        except (aiohttp.ClientError, zlib.error, OSError, ValueError) as error:
-            raise ScrapeError(f"{type(error).__name__}: {error}") from None
+            if outcome.exemplars:
+                keep_exemplars(self._tenant.exemplars, outcome.exemplars, self._tally)
 
 
 def next_due(after_ms: int, offset_ms: int, interval_ms: int) -> int:
     """First time after ``after_ms`` that lies ``offset_ms`` behind a multiple of the interval."""
     return after_ms + 1 + (offset_ms - after_ms - 1) % interval_ms
-
-
-_PIECE_BYTES = 1 << 20  # of decompressed text at a time: a bomb is noticed before it has grown
-
-
-class _Body:
-    """A body as it comes in, unpacked piece by piece and never above its limit."""
-
-    def __init__(self, gzip: bool, limit: int) -> None:
-        self._unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS) if gzip else None
-        self._limit = limit
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    def add(self, chunk: bytes) -> None:
-        """Take in what arrived."""
-        if self._unpacker is None:
-            self._keep(chunk)
-            return
-        while chunk:
-            self._keep(self._unpacker.decompress(chunk, _PIECE_BYTES))
-            chunk = self._unpacker.unconsumed_tail
-
-    def _keep(self, text: bytes) -> None:
-        self._parts.append(text)
-        self._size += len(text)
-        if 0 < self._limit < self._size:
-            raise LimitError(Reason.SCRAPE_LIMIT, f"the body is above {self._limit:,} bytes (body_size_limit)")
-
-    def text(self) -> bytes:
-        """The whole text with :data:`ingest.exposition.PAD` behind it."""
-        if self._unpacker is not None:
-            self._keep(self._unpacker.flush())
-            if not self._unpacker.eof:
-                raise ScrapeError("the gzip body is cut off")
-        return b"".join((*self._parts, PAD))
 
 
 def targets_of(config: ScrapeConfig) -> list[Target]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.exposition import ExpositionParser
+from ingest.exemplars import Exemplar
+from ingest.exposition import ExpositionParser, PageOptions
 from ingest.store import Metadata
 from tsdb.batch import STALE_BITS, SampleBatch
-from tsdb.errors import LimitError, Reason
+from tsdb.errors import Reason
 from tsdb.index.registry import SeriesRegistry
 
 REPORT_NAMES = (
@@ -35,13 +36,15 @@ class Round:
     batch : scraped samples, then stale markers, then the series about the scrape
     scraped : int                samples in the text
     refused : reason -> samples  series that may not be stored
-    metadata : families whose HELP or TYPE changed
+    metadata : families whose HELP, TYPE or UNIT changed
+    exemplars : those that are new
     """
 
     batch: SampleBatch
     scraped: int = 0
     refused: Mapping[Reason, int] = field(default_factory=dict)
     metadata: list[Metadata] = field(default_factory=list)
+    exemplars: list[Exemplar] = field(default_factory=list)
 
 
 class TargetSeries:
@@ -51,54 +54,55 @@ class TargetSeries:
     ----------
     registry : series of the tenant
     labels : labels of the target, ``job`` and ``instance`` among them
-    honor_labels, honor_timestamps : see :class:`ingest.exposition.ExpositionParser`
-    sample_limit : most samples a scrape may bring, 0 = any number
+    options : what is done with its pages
     """
 
-    def __init__(
-        self,
-        registry: SeriesRegistry,
-        labels: Mapping[str, str],
-        honor_labels: bool = False,
-        honor_timestamps: bool = True,
-        sample_limit: int = 0,
-    ) -> None:
+    def __init__(self, registry: SeriesRegistry, labels: Mapping[str, str], options: PageOptions | None = None) -> None:
         self._registry = registry
         self._labels = dict(labels)
-        self._parser = ExpositionParser(registry, labels, honor_labels, honor_timestamps)
-        self._sample_limit = sample_limit
+        options = options or PageOptions()
+        self._parser = ExpositionParser(registry, labels, options)
+        self._track_own_times = options.track_timestamps_staleness
         self._report_refs = _NO_REFS
         self._seen = _NO_REFS  # series of the last good scrape, without those that bring times of their own
         self._alive = False  # whether they are still without a stale marker
 
-    def success(self, text: bytes, scrape_ms: int, seconds: float) -> Round:
-        """Take in a scraped text (with :data:`ingest.exposition.PAD` behind it).
+    def success(self, text: bytes, openmetrics: bool, scrape_ms: int, seconds: float) -> Round:
+        """Take in a scraped page.
+
+        Parameters
+        ----------
+        text : the page with :data:`ingest.exposition.PAD` behind it
+        openmetrics : its format
+        scrape_ms, seconds : when it was asked for, and how long the answer took
 
         Raises
         ------
-        ExpositionError    the text cannot be read
-        LimitError         it holds more samples than ``sample_limit``
+        ExpositionError    the page cannot be read
+        PageLimitError     it is beyond a limit
         """
-        seen = self._parser.parse(text, scrape_ms)
-        if 0 < self._sample_limit < seen.scraped:
-            raise LimitError(
-                Reason.SCRAPE_LIMIT, f"{seen.scraped:,} samples, the limit is {self._sample_limit:,} (sample_limit)"
-            )
+        seen = self._parser.parse(text, scrape_ms, openmetrics)
         # A series with times of its own may pause without being gone, so it gets no stale marker.
-        refs = seen.refs[seen.ts_ms == scrape_ms] if seen.own_times else seen.refs
+        own_times = seen.own_times and not self._track_own_times
+        refs = seen.refs[seen.ts_ms == scrape_ms] if own_times else seen.refs
         vanished, added = _NO_REFS, 0
         if not np.array_equal(refs, self._seen):
             added = len(np.setdiff1d(refs, self._seen))
             if self._alive:
                 vanished = np.setdiff1d(self._seen, refs)
         self._seen, self._alive = refs, True
-        report = (1.0, seconds, seen.scraped, len(seen.refs), added)
+        report = (1.0, seconds, seen.scraped, seen.kept, added)
         batch = self._batch(seen.refs, seen.ts_ms, seen.bits, vanished, scrape_ms, report)
-        return Round(batch, seen.scraped, seen.refused, seen.metadata)
+        return Round(batch, seen.scraped, seen.refused, seen.metadata, seen.exemplars)
 
-    def failure(self, scrape_ms: int, seconds: float) -> Round:
-        """The target could not be read: everything it had is stale, ``up`` is 0."""
-        return Round(self._batch_of_stale(scrape_ms, (0.0, seconds, 0.0, 0.0, 0.0)))
+    def failure(self, scrape_ms: int, seconds: float, scraped: int = 0, kept: int = 0) -> Round:
+        """The target could not be read: everything it had is stale, ``up`` is 0.
+
+        Parameters
+        ----------
+        scraped, kept : samples of a page that was beyond a limit, before and after relabelling
+        """
+        return Round(self._batch_of_stale(scrape_ms, (0.0, seconds, scraped, kept, 0.0)))
 
     def end(self, now_ms: int) -> Round:
         """The target is no longer scraped: everything is stale, the series about the scrape included."""

@@ -27,6 +27,7 @@ from health.policy_text import parse_policy
 from health.topology import parse_source
 from ingest.limits import WriteLimits
 from ingest.logs.limits import PushLimits
+from ingest.negotiation import ScrapeProtocol
 from meshpulse.auth import Role, Token
 from meshpulse.edge import EdgeLimits
 from query.limits import QueryLimits
@@ -394,8 +395,23 @@ class ScrapeConfig(Section):
     params: dict[str, list[str]] = {}
     honor_labels: bool = False
     honor_timestamps: bool = True
+    track_timestamps_staleness: bool = False
+    scrape_protocols: list[ScrapeProtocol] = Field(default=list(ScrapeProtocol), min_length=1)
+    fallback_scrape_protocol: ScrapeProtocol | None = None
+    enable_compression: bool = True
     sample_limit: int = Field(default=0, ge=0)
+    label_limit: int = Field(default=0, ge=0)
+    label_name_length_limit: int = Field(default=0, ge=0)
+    label_value_length_limit: int = Field(default=0, ge=0)
+    body_size_limit: Size = 0
     static_configs: list[StaticConfig] = []
+
+    @field_validator("scrape_protocols")
+    @classmethod
+    def _each_once(cls, value: list[ScrapeProtocol]) -> list[ScrapeProtocol]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a format twice")
+        return value
 
 
 class Config(Section):

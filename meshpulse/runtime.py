@@ -136,8 +136,15 @@ def scrape_jobs(config: Config) -> list[ScrapeConfig]:
                 params=job.params,
                 honor_labels=job.honor_labels,
                 honor_timestamps=job.honor_timestamps,
+                track_timestamps_staleness=job.track_timestamps_staleness,
+                scrape_protocols=job.scrape_protocols,
+                fallback_scrape_protocol=job.fallback_scrape_protocol,
+                enable_compression=job.enable_compression,
                 sample_limit=job.sample_limit,
-                body_size_limit=config.limits.ingest.scrape_bytes_max,
+                label_limit=job.label_limit,
+                label_name_length_limit=job.label_name_length_limit,
+                label_value_length_limit=job.label_value_length_limit,
+                body_size_limit=job.body_size_limit or config.limits.ingest.scrape_bytes_max,
             )
         )
     return jobs

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.exposition import PAD, Exposition, ExpositionError, ExpositionParser, parse_float
+from ingest.exposition import PAD, Exposition, ExpositionError, ExpositionParser, PageLimitError, PageOptions
+from ingest.page_text import parse_float
+from ingest.relabel import RelabelConfig, compile_rules
 from ingest.store import Metadata
 from tests.reference import exposition as reference
 from tests.shared import shared_path
@@ -23,9 +26,9 @@ Rows = list[tuple[dict[str, str], int, int]]
 
 
 class Target:
-    def __init__(self, labels: Mapping[str, str] | None = None, **options: bool) -> None:
+    def __init__(self, labels: Mapping[str, str] | None = None, **options: Any) -> None:
         self.registry = SeriesRegistry(SeriesLimits())
-        self.parser = ExpositionParser(self.registry, labels or {}, **options)
+        self.parser = ExpositionParser(self.registry, labels or {}, PageOptions(**options))
 
     def scrape(self, text: str | bytes, now: int = NOW) -> Exposition:
         return self.parser.parse((text.encode() if isinstance(text, str) else text) + PAD, now)
@@ -180,7 +183,7 @@ def test_special_values_keep_their_bits() -> None:
         ("ok 1\n{ 1\n", "line 2: labels are not closed by a brace at '{ 1'"),
         ("ok\n", "line 1: expected a value at ''"),
         ("ok 1 2x\n", "line 1: expected the end of the line at '2x'"),
-        ("ok 1 x\n", "line 1: expected a timestamp in milliseconds at 'x'"),
+        ("ok 1 x\n", "line 1: expected a timestamp at 'x'"),
         ("\n\n!bad 1", "line 3: expected a metric name at '!bad 1'"),
         ('a{b=c} 1', "line 1: labels cannot be read from 'b=c'"),
         ('a{b="c",b="d"} 1', "line 1: a label name is used twice in 'a{b=\"c\",b=\"d\"}'"),
@@ -218,6 +221,48 @@ def test_series_that_may_not_be_stored_leave_the_rest() -> None:
     target = Target()
     seen = target.scrape('a{x="' + "v" * 5000 + '"} 1\nb 2\n')
     assert (seen.scraped, len(seen.refs), seen.refused) == (2, 1, {Reason.LABEL_VALUE_TOO_LONG: 1})
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"label_limit": 3}, "label_limit exceeded (metric: metric, number of labels: 4, limit: 3)"),
+        (
+            {"label_name_length_limit": 8},
+            "label_name_length_limit exceeded (metric: metric, label name: long_name, length: 9, limit: 8)",
+        ),
+        (
+            {"label_value_length_limit": 6},
+            "label_value_length_limit exceeded "
+            '(metric: metric, label name: long_name, value: "größe", length: 7, limit: 6)',
+        ),
+    ],
+)
+def test_label_limits_refuse_the_page_in_prometheus_words(limits: dict[str, int], message: str) -> None:
+    target = Target({"job": "j"}, **limits)
+    for _ in range(2):  # it is no better the second time
+        with pytest.raises(PageLimitError) as error:
+            target.scrape('metric{a="1",long_name="größe"} 1\n')
+        assert str(error.value) == message
+    assert len(target.rows('metric{a="1",x=""} 1\n')) == 1  # an empty label is none
+    assert len(target.registry) == 1
+
+
+def test_relabelling_sees_the_labels_of_the_target() -> None:
+    rules = compile_rules(
+        [
+            RelabelConfig(source_labels=["job", "exported_job"], regex="envoy;gone", action="drop"),
+            RelabelConfig(source_labels=["__name__"], regex="(.*)_old", target_label="__name__"),
+            RelabelConfig(regex="exported_job", action="labeldrop"),
+            RelabelConfig(source_labels=["__name__"], regex="nameless", target_label="__name__", replacement=""),
+        ]
+    )
+    target = Target({"job": "envoy"}, metric_relabel=rules)
+    text = 'a_old{job="x"} 1\nb{job="gone"} 2\n'
+    for _ in range(2):
+        assert target.rows(text) == [({"__name__": "a", "job": "envoy"}, bits_of(1.0), NOW)]
+    with pytest.raises(ExpositionError, match="line 1: missing metric name"):
+        target.scrape("nameless 1")
 
 
 def test_metadata_is_told_once() -> None:

@@ -54,6 +54,18 @@ def test_samples_and_metadata_are_stored(server: Server) -> None:
     assert load(server, "up 1")[0] == 204  # no newline at the end
 
 
+def test_openmetrics_by_its_content_type(server: Server) -> None:
+    kind = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    page = '# TYPE a counter\na_total 2 1794999999.5 # {trace_id="x"} 0.5\n# EOF\n'
+    for _ in range(2):
+        assert load(server, page, content_type=kind) == (204, "")
+        assert load(server, TEXT, content_type="text/plain") == (204, "")
+    assert server.tenant.series() == STORED | {(("__name__", "a_total"),): {1794999999500: bits(2.0)}}
+    assert server.tenant.metadata[0] == Metadata("a", "counter", "", "")
+    assert len(server.tenant.exemplars) == 1
+    assert load(server, "a 1\n", content_type=kind) == (400, "line 2: data does not end with # EOF at ''\n")
+
+
 def test_gzip(server: Server) -> None:
     body = gzip.compress(TEXT.encode())
     assert load(server, body + gzip.compress(b""), content_encoding="GZIP") == (204, "")

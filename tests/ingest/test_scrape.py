@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from ingest.negotiation import ScrapeProtocol
 from ingest.scrape import ScrapeConfig, Scraper, StaticConfig, Target, next_due, targets_of
 from tests.ingest.fakes import FakeTenant
 from tsdb.batch import STALE_BITS
@@ -21,6 +22,10 @@ from tsdb.tally import Tally
 
 ONE = 0x3FF0000000000000
 JUNK = "error: Error -3 while decompressing data: incorrect header check"
+PROTOBUF = "the target answers in Prometheus' protobuf format, which is not supported"
+UNKNOWN = "received unsupported Content-Type 'text/html' and no fallback_scrape_protocol specified for target"
+BLANK = "received blank Content-Type and no fallback_scrape_protocol specified for target"
+EOF = "line 2: data does not end with # EOF at ''"
 BOMB = gzip.compress(b"a 1\n" * 10**6)
 
 
@@ -92,7 +97,11 @@ def test_a_good_scrape_and_what_is_asked_for() -> None:
             assert case.tenant.metadata[0][:2] == ("a", "gauge")
             request = site.requests[0]
             assert (request.path, request.query_string) == ("/metrics", "x=1&x=2")
-            assert request.headers["Accept"].startswith("text/plain;version=0.0.4")
+            assert request.headers["Accept"] == (
+                "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+                "application/openmetrics-text;version=0.0.1;q=0.5,"
+                "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+            )
             assert request.headers["Accept-Encoding"] == "gzip"
             assert request.headers["X-Prometheus-Scrape-Timeout-Seconds"] == "10"
             assert [t["health"] for t in case.scraper.targets()] == ["up"]
@@ -107,12 +116,49 @@ def test_gzip() -> None:
         rows = "".join(f'm{{i="{i}"}} {i}\n' for i in range(50_000)).encode()
 
         async def answer(_: web.Request) -> web.Response:
-            return web.Response(body=gzip.compress(rows), headers={"Content-Encoding": "gzip"})
+            return web.Response(
+                body=gzip.compress(rows), headers={"Content-Encoding": "gzip"}, content_type="text/plain"
+            )
 
         async with Site(answer) as site, Case(site.address) as case:
             await case.scrape()
             assert case.target.health == "up", case.target.last_error
             assert len(case.tenant.series()) == 50_005
+
+    asyncio.run(run())
+
+
+def test_openmetrics_with_exemplars() -> None:
+    page = b'# TYPE a counter\na_total 1 # {trace_id="x"} 0.5\n{"b.c","d.e"="f"} 2\n# EOF\n'
+    kind = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+    async def run() -> None:
+        async with Site(_body(page, content_type=kind)) as site, Case(site.address) as case:
+            assert (await case.scrape()).keys() >= {"a_total", "b.c", "up"}
+            assert case.target.last_error == ""
+            assert (len(case.tenant.exemplars), case.tenant.metadata[0][:2]) == (1, ("a", "counter"))
+            await case.scrape()
+            assert len(case.tenant.exemplars) == 1
+            long = page.replace(b'"x"', b'"' + b"x" * 121 + b'"')
+            site.answer = _body(long, content_type=kind)
+            assert (await case.scrape())["up"] == ONE  # the samples are kept
+            assert case.tally.snapshot() == {Reason.EXEMPLAR_TOO_LONG: 1}
+
+    asyncio.run(run())
+
+
+def test_fallback_for_targets_that_name_no_format() -> None:
+    async def run() -> None:
+        fallback = ScrapeProtocol.OPENMETRICS_1_0_0
+        async with Site(_body(b"a 1 5\n# EOF\n", content_type="")) as site:
+            async with Case(site.address, fallback_scrape_protocol=fallback, enable_compression=False) as case:
+                await case.scrape()
+                assert case.target.last_error == ""
+                assert {dict(k)["__name__"]: v for k, v in case.tenant.series().items()}["a"] == {5000: ONE}
+                assert site.requests[0].headers["Accept-Encoding"] == "identity"
+            async with Case(site.address, fallback_scrape_protocol=ScrapeProtocol.TEXT_0_0_4) as case:
+                await case.scrape()
+                assert {dict(k)["__name__"]: v for k, v in case.tenant.series().items()}["a"] == {5: ONE}
 
     asyncio.run(run())
 
@@ -126,9 +172,11 @@ async def _teapot(_: web.Request) -> web.Response:
     return web.Response(status=418)
 
 
-def _body(body: bytes, encoding: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+def _body(
+    body: bytes, encoding: str = "identity", content_type: str = "text/plain"
+) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def answer(_: web.Request) -> web.Response:
-        return web.Response(body=body, headers={"Content-Encoding": encoding})
+        return web.Response(body=body, headers={"Content-Encoding": encoding, "Content-Type": content_type})
 
     return answer
 
@@ -142,9 +190,13 @@ def _body(body: bytes, encoding: str) -> Callable[[web.Request], Awaitable[web.R
         (_body(b"no", "gzip"), JUNK, Reason.SCRAPE_FAILED),
         (_body(gzip.compress(b"a 1\n")[:-5], "gzip"), "the gzip body is cut off", Reason.SCRAPE_FAILED),
         (_body(b"a 1", "br"), "unexpected content encoding 'br'", Reason.SCRAPE_FAILED),
-        ("a 1\n" * 300, "the body is above 1,000 bytes (body_size_limit)", Reason.SCRAPE_LIMIT),
-        (_body(BOMB, "gzip"), "the body is above 1,000 bytes (body_size_limit)", Reason.SCRAPE_LIMIT),
-        ("a 1\n" * 11, "11 samples, the limit is 10 (sample_limit)", Reason.SCRAPE_LIMIT),
+        (_body(b"a 1", "gzip", "application/vnd.google.protobuf"), PROTOBUF, Reason.SCRAPE_FAILED),
+        (_body(b"a 1", content_type="text/html"), UNKNOWN, Reason.SCRAPE_FAILED),
+        (_body(b"a 1", content_type=""), BLANK, Reason.SCRAPE_FAILED),
+        (_body(b"a 1\n", content_type="application/openmetrics-text"), EOF, Reason.SCRAPE_FAILED),
+        ("a 1\n" * 300, "body size limit exceeded", Reason.SCRAPE_LIMIT),
+        (_body(BOMB, "gzip"), "body size limit exceeded", Reason.SCRAPE_LIMIT),
+        ("a 1\n" * 11, "sample limit exceeded", Reason.SCRAPE_LIMIT),
     ],
 )  # fmt: skip
 def test_failures_are_down_and_say_why(answer: Any, error: str, reason: Reason) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
-from ingest.exposition import PAD, ExpositionError
+from ingest.exposition import PAD, ExpositionError, PageLimitError, PageOptions
+from ingest.relabel import RelabelConfig, Rules, compile_rules
 from ingest.target import REPORT_NAMES, Round, TargetSeries
 from tests.ingest.fakes import FakeTenant
 from tsdb.batch import STALE_BITS
-from tsdb.errors import LimitError
 
 LABELS = {"job": "j", "instance": "i:1"}
 Seen = dict[str, float | str]
@@ -19,9 +21,9 @@ Seen = dict[str, float | str]
 class Scrapes:
     """One target; ``seen`` is what the last round wrote, by metric name and further label."""
 
-    def __init__(self, sample_limit: int = 0) -> None:
+    def __init__(self, **options: Any) -> None:
         self.tenant = FakeTenant()
-        self.series = TargetSeries(self.tenant.registry, LABELS, sample_limit=sample_limit)
+        self.series = TargetSeries(self.tenant.registry, LABELS, PageOptions(**options))
         self.now = 1000
 
     def seen(self, outcome: Round) -> Seen:
@@ -38,7 +40,7 @@ class Scrapes:
 
     def good(self, text: str) -> Seen:
         self.now += 15_000
-        return self.seen(self.series.success(text.encode() + PAD, self.now, 0.25))
+        return self.seen(self.series.success(text.encode() + PAD, False, self.now, 0.25))
 
     def bad(self) -> Seen:
         self.now += 15_000
@@ -76,7 +78,7 @@ def test_the_end_marks_the_report_too() -> None:
 
 def test_own_times_get_no_stale_markers() -> None:
     scrapes = Scrapes()
-    first = scrapes.series.success(b"a 1 777\nb 2" + PAD, 1000, 0.5)
+    first = scrapes.series.success(b"a 1 777\nb 2" + PAD, False, 1000, 0.5)
     assert first.batch.ts_ms.tolist() == [777, *[1000] * 6]
     assert scrapes.seen(first) == {"a": 1, "b": 2, **report(1, 2, 2, 1, 0.5)}
     assert scrapes.good("") == {"b": "stale", **report(1)}
@@ -93,5 +95,31 @@ def test_a_text_that_cannot_be_read_changes_nothing() -> None:
 def test_sample_limit() -> None:
     scrapes = Scrapes(sample_limit=2)
     scrapes.good("a 1\nb 2")
-    with pytest.raises(LimitError, match="3 samples, the limit is 2"):
+    with pytest.raises(PageLimitError, match=r"^sample limit exceeded$") as error:
         scrapes.good("a 1\nb 2\nc 3")
+    beyond = (error.value.scraped, error.value.kept)
+    assert beyond == (3, 3)
+    outcome = scrapes.seen(scrapes.series.failure(scrapes.now, 10.0, *beyond))
+    assert outcome == {"a": "stale", "b": "stale", **report(0, 3, 3, seconds=10)}
+
+
+def test_relabelling_counts_what_is_left_and_pays_once() -> None:
+    class Counting(Rules):
+        calls = 0
+
+        def apply(self, labels: Mapping[str, str]) -> dict[str, str] | None:
+            Counting.calls += 1
+            return super().apply(labels)
+
+    drop = compile_rules([RelabelConfig(source_labels=["__name__"], regex="b.*", action="drop")])
+    scrapes = Scrapes(metric_relabel=Counting(drop.steps), sample_limit=2)
+    assert scrapes.good("a 1\nb 2\nb2 3\nc 4") == {"a": 1, "c": 4, **report(1, 4, 2, 2)}
+    assert scrapes.good("a 1\nb 2\nb2 3\nc 4") == {"a": 1, "c": 4, **report(1, 4, 2, 0)}
+    assert scrapes.good("b 2\na 5\n") == {"a": 5, "c": "stale", **report(1, 2, 1, 0)}
+    assert Counting.calls == 4
+
+
+def test_own_times_get_stale_markers_when_they_are_tracked() -> None:
+    scrapes = Scrapes(track_timestamps_staleness=True)
+    scrapes.series.success(b"a 1 777\nb 2" + PAD, False, 1000, 0.5)
+    assert scrapes.good("") == {"a": "stale", "b": "stale", **report(1)}
