@@ -18,7 +18,7 @@ from ingest.exemplars import Exemplar
 from ingest.kernels import exposition as kernels
 from ingest.openmetrics import TYPES, parse_comments, parse_exemplar
 from ingest.page_text import parse_float, parse_seconds, parse_series, unescape
-from ingest.relabel import Rules
+from ingest.relabel import NO_RULES, Rules
 from ingest.store import Metadata
 from tsdb.errors import LimitError, Reason, RejectedError
 from tsdb.index.registry import REJECT_CODES, SeriesRegistry
@@ -45,7 +45,6 @@ _KEYS_SLACK = 4  # a target's key table starts anew when it holds so many times 
 _KEYS_MIN = 4096
 _SHOWN_CHARS = 50  # of a name or value in an error about limits, as in Prometheus
 _ANY_LENGTH = 1 << 62
-_NO_RULES = Rules(())
 
 
 class ExpositionError(RejectedError):
@@ -91,7 +90,7 @@ class PageOptions:
     label_limit: int = 0
     label_name_length_limit: int = 0
     label_value_length_limit: int = 0
-    metric_relabel: Rules = _NO_RULES
+    metric_relabel: Rules = NO_RULES
 
     def check_labels(self, labels: Mapping[str, str]) -> None:
         """Raise :class:`PageLimitError`, in Prometheus' words, when a series has too many or too long labels."""

@@ -113,6 +113,10 @@ class Rules:
         return {name: value for name, value in work.values.items() if value}
 
 
+NO_RULES = Rules(())
+"""Everything stays as it is."""
+
+
 def compile_rules(configs: Sequence[RelabelConfig]) -> Rules:
     """Check rules and make them runnable.
 

@@ -19,6 +19,7 @@ from ingest.exemplars import keep_exemplars
 from ingest.exposition import PageLimitError, PageOptions
 from ingest.fetch import Page, fetch
 from ingest.negotiation import ScrapeProtocol, accept_header
+from ingest.relabel import NO_RULES, Rules
 from ingest.store import Tenant
 from ingest.target import Round, TargetSeries
 from tsdb.clock import Clock
@@ -60,6 +61,7 @@ class ScrapeConfig:
     label_limit, label_name_length_limit, label_value_length_limit : most labels of a series, bytes of a name and of a
         value; a page with a series beyond is refused whole
     body_size_limit : most bytes of a body, compressed or not
+    metric_relabel : rules for each scraped series
     """
 
     job_name: str
@@ -80,6 +82,7 @@ class ScrapeConfig:
     label_name_length_limit: int = 0
     label_value_length_limit: int = 0
     body_size_limit: int = 64 << 20
+    metric_relabel: Rules = NO_RULES
 
     def page_options(self) -> PageOptions:
         """What is done with the pages of its targets."""
@@ -91,6 +94,7 @@ class ScrapeConfig:
             label_limit=self.label_limit,
             label_name_length_limit=self.label_name_length_limit,
             label_value_length_limit=self.label_value_length_limit,
+            metric_relabel=self.metric_relabel,
         )
 
 
