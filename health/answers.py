@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,36 +12,13 @@ from health.adapters.eds import scaled_weight
 from health.board import EndpointView, ServiceView, Snapshot
 from health.detectors import judge_errors, rule_vector, zone_numbers
 from health.events import time_text
+from health.evidence import reason_data, reason_text
 from health.explain import Evaluation
-from health.verdicts import Scalar, Stats
+from health.verdicts import Stats
 from health.window import NEVER_MS
 
 SUMMARY_ROWS = 10
 _DEFAULT_LEASE_MS = 90_000
-
-
-def percent(share: float) -> str:
-    """A share as people say it."""
-    return f"{100 * share:.1f} %"
-
-
-def reason_text(evidence: Mapping[str, Scalar]) -> str:
-    """The evidence in one sentence."""
-    if "ratio" not in evidence:
-        if "action" in evidence:
-            return f"{evidence['action']} by {evidence.get('author', '?')}: {evidence.get('comment', '')}"
-        if "attempts" in evidence:
-            return f"{evidence.get('errors', 0)} of {evidence['attempts']} probes failed"
-        return ""
-    what = "of attempts are slow" if evidence.get("detector") == "slow_fraction" else "of attempts fail"
-    return (
-        f"{percent(float(evidence['ratio']))} {what}, peers {percent(float(evidence['baseline']))}, "
-        f"seen by {evidence.get('observers_bad', 0)} of {evidence.get('observers', 0)} observers"
-    )
-
-
-def _clean(evidence: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    return {k: v if not isinstance(v, float) or np.isfinite(v) else str(v) for k, v in evidence.items()}
 
 
 def endpoint_data(service: ServiceView, view: EndpointView, *, brief: bool = False) -> dict[str, Any]:
@@ -71,7 +48,7 @@ def endpoint_data(service: ServiceView, view: EndpointView, *, brief: bool = Fal
             "load_balancing_weight": scaled_weight(view.weight, view.weight_factor),
         },
         "applied": {"observers": view.observers, "seen_unhealthy": view.observers_against},
-        "reasons": [_clean(view.evidence)] if view.evidence else [],
+        "reasons": [reason_data(view.evidence)] if view.evidence else [],
         "guards": {
             "healthy_after": total - unavailable,
             "total": total,

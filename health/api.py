@@ -16,10 +16,11 @@ from urllib.parse import parse_qsl, unquote
 
 import orjson
 
-from health.answers import lease_of, observers_data, reason_text, service_data, snapshot_data, zones_data
+from health.answers import lease_of, observers_data, service_data, snapshot_data, zones_data
 from health.board import Revision, ServiceView, Snapshot
 from health.events import KEPT, Event, time_text
-from health.explain import explanation
+from health.evidence import reason_text
+from health.explain import conviction, explanation
 from health.loop import NotFoundError
 from health.policy_text import PolicyError, parse_duration_ms, parse_policy, policy_data
 from health.runner import HealthRunner
@@ -39,6 +40,8 @@ BODY_BYTES_MAX = 1 << 20
 _TTL_MS_MAX = 30 * 86_400_000
 _TEXT_CHARS_MAX = 1_000
 _STREAM_BEAT_S = 15.0
+_TOLD, _EXPLAINED = 1_000, 20
+"""Events of an endpoint that are searched for its conviction, and those that an explanation shows."""
 _JSON = b"application/json"
 _STATUS = {"bad_data": 400, "not_found": 404, "precondition_failed": 412, "execution": 422, "unavailable": 503}
 
@@ -278,8 +281,10 @@ class HealthApi:
         data = await self._runner.call(explain)
         view = self._board.now.services.get(service)
         shown = view.endpoint(endpoint) if view else None
+        events = [e.data for e in self._runner.health.events.find(service=service, endpoint=endpoint, limit=_TOLD)]
         data["reason"] = reason_text(shown.evidence) if shown else ""
-        data["events"] = [e.data for e in self._runner.health.events.find(service=service, endpoint=endpoint, limit=20)]
+        data["conviction"] = conviction(events) if shown and shown.state not in ("healthy", "unknown") else None
+        data["events"] = events[-_EXPLAINED:]
         return success(data)
 
     # -- events ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from health.board import Revision
-from health.verdicts import Decision
+from health.evidence import sentence
+from health.verdicts import Decision, Kind, Scalar
 
 KEPT = 10_000
 """Events held in memory, about 10 MB."""
@@ -51,7 +52,25 @@ def decision_data(decision: Decision, mode: str, by: str) -> dict[str, Any]:
         "detector": decision.detector,
         "guard": decision.guard,
         "by": by,
+        "reason": sentence(decision.kind, decision.guard, decision.evidence),
         "evidence": dict(decision.evidence),
+    }
+
+
+def note_data(
+    kind: Kind, service: str, endpoint: str, time_ms: int, by: str, evidence: Mapping[str, Scalar]
+) -> dict[str, Any]:
+    """An event that is no decision of the state machine, with the same keys."""
+    return {
+        **dict.fromkeys(("mode", "from", "to", "until", "weight", "detector", "guard")),
+        "time": time_text(time_ms),
+        "time_ms": time_ms,
+        "type": str(kind),
+        "service": service,
+        "endpoint": endpoint,
+        "by": by,
+        "reason": sentence(kind, None, evidence),
+        "evidence": dict(evidence),
     }
 
 

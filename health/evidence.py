@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from health.policy import Policy
-from health.verdicts import Detector, Finding, Scalar
+from health.verdicts import Detector, Finding, Guard, Kind, Scalar
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +80,68 @@ def summary(finding: Finding, endpoint: int, policy: Policy) -> dict[str, Scalar
         out["bound"] = int(row["bound"])
         out["threshold_excess"] = policy.latency.min_excess[policy.latency.quantiles.index(finding.quantile)]
     return out
+
+
+def percent(share: float) -> str:
+    """A share as people say it."""
+    return f"{100 * share:.1f} %"
+
+
+def reason_text(evidence: Mapping[str, Scalar]) -> str:
+    """Evidence about an endpoint in one sentence; "" when it says nothing."""
+    if "ratio" in evidence:
+        what = "are slow" if evidence.get("detector") == Detector.SLOW_FRACTION else "fail"
+        return (
+            f"{percent(float(evidence['ratio']))} of attempts {what} ({evidence['errors']} of {evidence['attempts']}), "
+            f"peers {percent(float(evidence['baseline']))}, "
+            f"seen by {evidence.get('observers_bad', 0)} of {evidence.get('observers', 0)} observers"
+        )
+    if "action" in evidence:
+        said = f"{evidence['action']} by {evidence.get('author', '?')}"
+        return said + (f": {evidence['comment']}" if evidence.get("comment") else "")
+    if "attempts" in evidence:
+        return f"{evidence.get('errors', 0)} of {evidence['attempts']} probes failed"
+    return ""
+
+
+def reason_data(evidence: Mapping[str, Scalar]) -> dict[str, Any]:
+    """The evidence that led to a state, with the names of design page 9.2."""
+    clean: dict[str, Any] = {
+        k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in evidence.items()
+    }
+    if "ratio" not in clean:
+        return clean
+    threshold = {"z": clean.pop("threshold_z"), "min_excess": clean.pop("threshold_excess")}
+    window, requests = f"{clean.pop('window_s')}s", clean.pop("attempts")
+    return {**clean, "window": window, "requests": requests, "p": clean.pop("tail"), "threshold": threshold}
+
+
+_BARE = {
+    Kind.CLEARED: "not flagged again",
+    Kind.GONE: "its series ended",
+    Kind.RETURNED: "its series are back",
+    Kind.THAW: "data are fresh again",
+    Kind.PROBATION: "its time is over, a little traffic decides",
+    Kind.OBSERVERS_SPLIT: "too many observers blame everybody, all are asked",
+}
+
+
+def sentence(kind: Kind, guard: Guard | None, evidence: Mapping[str, Scalar]) -> str:
+    """What an event says to a person, with the numbers that decided."""
+    if kind in _BARE:
+        return _BARE[kind]
+    said = reason_text(evidence)
+    if kind is Kind.BLOCKED:
+        refusal = {key.removeprefix("guard_"): v for key, v in evidence.items() if key.startswith("guard_")}
+        return f"held back by {guard} ({_listed(refusal)})" + (f": {said}" if said else "")
+    if kind is Kind.CAPACITY_LOST:
+        return f"{evidence['unavailable']} of {evidence['total']} endpoints are out"
+    return said or _listed(evidence)
+
+
+def _listed(evidence: Mapping[str, Scalar]) -> str:
+    """Names and values, one after the other."""
+    return ", ".join(
+        f"{key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
+        for key, value in evidence.items()
+    )

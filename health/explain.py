@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from health.events import time_text
-from health.evidence import conditions, counterfactual
+from health.evidence import conditions, counterfactual, reason_data
 from health.guards import Candidate, Docket, review
 from health.mapping import SeriesMapping
 from health.service import Service
-from health.verdicts import Detector, Finding, Situation, Stats, Verdicts
+from health.verdicts import Detector, Finding, Kind, Situation, Stats, Verdicts
 from health.window import Signals
 
 OBSERVERS_SHOWN = 50
@@ -99,6 +100,20 @@ def explanation(evaluation: Evaluation, endpoint: int, mapping: SeriesMapping | 
     ]
     out["promql"] = paste_query(mapping, service.name) if mapping else ""
     return out
+
+
+def conviction(events: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What a detector last ejected an endpoint for, which a failed probe later does not replace; None = never.
+
+    Parameters
+    ----------
+    events : of the endpoint, oldest first
+    """
+    for event in reversed(events):
+        if event["type"] == Kind.EJECTED and event["detector"] not in (Detector.PROBE, Detector.OVERRIDE):
+            keys = ("time", "revision", "detector", "reason")
+            return {**{key: event[key] for key in keys}, "evidence": reason_data(event["evidence"])}
+    return None
 
 
 def _per_observer(evaluation: Evaluation, endpoint: int, window_s: int) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 
 from health.board import EndpointView, HealthBoard, Revision, ServiceView
 from health.detectors import detect
-from health.events import EventList, decision_data, time_text
+from health.events import EventList, decision_data, note_data, time_text
 from health.explain import Evaluation
 from health.journal import Journal, Memory, StoredOverride
 from health.machine import publication, resumed
@@ -36,6 +36,10 @@ SERVICES_MAX = 10_000
 """More services than any mesh has: a wrong mapping must not take all memory."""
 _TIDY_MS = 60_000
 _QUIET = frozenset({State.HEALTHY, State.UNKNOWN})
+
+
+Listener = Callable[[Sequence[Mapping[str, Any]]], None]
+"""Takes events, JSON-ready, oldest first."""
 
 
 class NotFoundError(LookupError):
@@ -66,6 +70,7 @@ class HealthLoop:
     settings : mappings and the configured policies
     journal : what survives
     writer : None = verdicts are not written back
+    listener : is given new events, and must return at once
     now_ms : of the start
 
     Attributes
@@ -84,6 +89,7 @@ class HealthLoop:
         journal: Journal,
         now_ms: int,
         writer: VerdictWriter | None = None,
+        listener: Listener | None = None,
     ) -> None:
         self._frames = frames
         self._journal = journal
@@ -118,6 +124,8 @@ class HealthLoop:
         self._tidied_ms = now_ms
         self._dirty = False
         self._views: dict[str, ServiceView] = {}
+        self._expired: frozenset[str] = frozenset()
+        self._listener = listener
 
     # -- ticks -----------------------------------------------------------------------------------------------------
 
@@ -316,7 +324,11 @@ class HealthLoop:
         for decision, policy in loud:
             data = decision_data(decision, policy.mode, f"policy:{policy.name}")
             new.append(self.events.add(data, next_revision).data)
-        self._journal.append(new)
+        for view in self._lapsed(now_ms):
+            evidence = {"data_age_ms": now_ms - view.data_as_of_ms}
+            data = note_data(Kind.LEASE_EXPIRED, view.name, "", now_ms, f"policy:{view.policy}", evidence)
+            new.append(self.events.add(data, next_revision).data)
+        self._tell(new)
         if self._dirty:
             self.save()
         moved = self.board.publish(dict(self._views), now_ms)
@@ -328,19 +340,26 @@ class HealthLoop:
             self._writer.write(self._views, now_ms, moved=moved)
         return moved
 
+    def _lapsed(self, now_ms: int) -> list[ServiceView]:
+        """Services on whose verdicts nobody may act from now on, for want of data."""
+        lapsed = {
+            view.name: view for view in self._views.values() if view.data_as_of_ms > 0 and now_ms >= view.valid_until_ms
+        }
+        new = [view for name, view in lapsed.items() if name not in self._expired]
+        self._expired = frozenset(lapsed)
+        return new
+
     def say(self, kind: str, service: str, endpoint: str, by: str, evidence: Mapping[str, Scalar]) -> None:
         """Record an event that is no decision of the state machine: an order, a refusal by a proxy, a lost lease."""
-        data = {
-            "time": time_text(self._now),
-            "time_ms": self._now,
-            "type": kind,
-            "service": service,
-            "endpoint": endpoint,
-            "by": by,
-            "evidence": dict(evidence),
-        }
-        self._journal.append([self.events.add(data, self.board.now.revision).data])
+        data = note_data(Kind(kind), service, endpoint, self._now, by, evidence)
+        self._tell([self.events.add(data, self.board.now.revision).data])
         self.board.notify()
+
+    def _tell(self, events: list[Mapping[str, Any]]) -> None:
+        """Events go to the journal first; what listens besides must not hold it up."""
+        self._journal.append(events)
+        if events and self._listener is not None:
+            self._listener(events)
 
     # -- policies --------------------------------------------------------------------------------------------------
 

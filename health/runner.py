@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 from health.lease import ActuatorLease
 from health.loop import HealthLoop
 from health.topology import TopologySource, merged
+from health.verdicts import Kind
 from tsdb.clock import Clock
 from tsdb.errors import MeshpulseError
 
@@ -99,10 +100,13 @@ class HealthRunner:
         now_ms = self.clock.now_ms()
         held = self.lease.held(now_ms)
         self.lease.refresh(now_ms)
+        lost = held and not self.lease.held(now_ms)
         if self.lease.held(now_ms) != held:
             self.health.board.notify()  # adapters show verdicts from now on, or no more
         try:
             self.health.tick(now_ms)
+            if lost:
+                self.health.say(Kind.LEASE_EXPIRED, "", "", "actuator", {"lease": "actuator"})
         except (MeshpulseError, OSError) as error:
             self.failures += 1
             log.error("no evaluation this time: %s", error)  # noqa: TRY400

@@ -88,6 +88,11 @@ class Kind(StrEnum):
     FREEZE = "freeze"
     THAW = "thaw"
     CAPACITY_LOST = "capacity_lost"
+    LEASE_EXPIRED = "lease_expired"
+    POLICY_CHANGED = "policy_changed"
+    POLICY_DELETED = "policy_deleted"
+    NACK = "nack"
+    OVERWRITTEN = "overwritten"
 
 
 @dataclass(frozen=True, slots=True)

@@ -336,6 +336,7 @@ class HealthConfig(Section):
     topology_interval: Duration = timedelta(seconds=10)
     file_eds: list[Any] = []
     write_series: bool = True
+    write_logs: bool = True
     write_interval: Duration = timedelta(seconds=5)
 
     @field_validator("interval", "topology_interval", "write_interval")

@@ -14,6 +14,7 @@ from health.api import PREFIX, HealthApi
 from health.journal import Journal
 from health.judgements import Judgements
 from health.lease import ActuatorLease
+from health.log_lines import EventLines
 from health.loop import HealthLoop, LoopSettings
 from health.mapping import parse_mapping
 from health.policy_text import parse_policy
@@ -35,6 +36,7 @@ class HealthParts:
     api: HealthApi
     eds: RestEds
     files: FileEds
+    lines: EventLines | None
     executors: tuple[ThreadPoolExecutor, ...]
 
     def routes(self) -> tuple[Mapping[str, App], Mapping[str, App]]:
@@ -61,8 +63,9 @@ def build_health(config: Config, db: TSDB, engine: Engine, clock: Clock) -> Heal
     )
     writer = VerdictWriter(tenant, milliseconds(wanted.write_interval)) if wanted.write_series else None
     journal = Journal(config.storage.path / "health")
-    loop = HealthLoop(tenant, settings, journal, clock.now_ms(), writer)
     ticking, beside = ThreadPoolExecutor(1, "health"), ThreadPoolExecutor(2, "health-beside")
+    lines = EventLines(tenant.logs, beside) if wanted.write_logs else None
+    loop = HealthLoop(tenant, settings, journal, clock.now_ms(), writer, lines)
     runner = HealthRunner(
         loop,
         clock,
@@ -77,4 +80,4 @@ def build_health(config: Config, db: TSDB, engine: Engine, clock: Clock) -> Heal
     runner.followers.append(files)
     api = HealthApi(runner, wanted.tenant)
     Judgements(runner, tenant, beside, engine).add_to(api)
-    return HealthParts(runner, api, RestEds(runner), files, (ticking, beside))
+    return HealthParts(runner, api, RestEds(runner), files, lines, (ticking, beside))

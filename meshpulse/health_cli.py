@@ -51,6 +51,16 @@ def explanation_lines(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"  until {data['until']}, ejected {data['ejections']} times"
     if data["reason"]:
         yield f"  {data['reason']}"
+    found = data.get("conviction")
+    if found:
+        yield f"  convicted {found['time']} by {found['detector']}: {found['reason']}"
+        why = found["evidence"]
+        if "mh_z" in why:
+            needs = why["threshold"]
+            yield (
+                f"  over {why['window']}: excess {_short(why['excess'])} (needs {_short(needs['min_excess'])}), "
+                f"z {_short(why['mh_z'])} (needs {_short(needs['z'])}), chance {_short(why['p'])}"
+            )
     stats = data["statistics"]
     if stats:
         yield (
@@ -75,8 +85,7 @@ def explanation_lines(data: Mapping[str, Any]) -> Iterator[str]:
     if data["events"]:
         yield "events:"
         for event in data["events"][-_EVENTS_SHOWN:]:
-            guard = f" ({event['guard']})" if event.get("guard") else ""
-            yield f"  {event['time']} {event['type']}{guard}"
+            yield f"  {event['time']} {event['type']:<10} {event.get('reason', '')}".rstrip()
     if data["promql"]:
         yield f"query: {data['promql']}"
 

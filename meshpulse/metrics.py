@@ -147,6 +147,9 @@ class _Ours(Collector):
         yield _gauge("health_services", "Services that are judged", len(board.now.services))
         yield _gauge("health_waiters", "Requests held until a verdict changes", board.waiting)
         yield _gauge("health_actuator", "1 while this instance holds the actuator lease", float(runner.lease.term > 0))
+        if parts.lines is not None:
+            text = "Events that were not written as log lines"
+            yield _counter("health_log_lines_dropped", text, parts.lines.dropped)
 
     def _log_queries(self, stats: LokiApiStats) -> Iterator[Metric]:
         yield _histogram(

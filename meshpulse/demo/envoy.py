@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ def _address(port: int) -> dict[str, Any]:
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
 
-def bootstrap(name: str, control_port: int) -> dict[str, Any]:
-    """Envoy's configuration: one listener, one cluster by REST EDS, its own outlier detection with all defaults.
+def bootstrap(name: str, control_port: int, detectors: Mapping[str, Any]) -> dict[str, Any]:
+    """Envoy's configuration: one listener, one cluster by REST EDS, outlier detection of its own.
 
     Parameters
     ----------
     control_port : where meshpulse will listen
+    detectors : ``outlier_detection`` of the cluster, what is left out has Envoy's defaults
     """
     manager = {
         "@type": f"type.googleapis.com/{_HTTP}",
@@ -61,7 +63,7 @@ def bootstrap(name: str, control_port: int) -> dict[str, Any]:
                     "connect_timeout": "1s",
                     "lb_policy": "ROUND_ROBIN",
                     "track_cluster_stats": {"per_endpoint_stats": True},
-                    "outlier_detection": {},
+                    "outlier_detection": dict(detectors),
                     "eds_cluster_config": {
                         "eds_config": {
                             "resource_api_version": "V3",
@@ -100,7 +102,9 @@ class Envoy:
         self.front = ""
 
     @classmethod
-    async def start(cls, folder: Path, name: str, control_port: int) -> Envoy:
+    async def start(
+        cls, folder: Path, name: str, control_port: int, detectors: Mapping[str, Any] | None = None
+    ) -> Envoy:
         """Start Envoy and wait until its admin page is there.
 
         Raises
@@ -108,7 +112,7 @@ class Envoy:
         DemoError        it is not installed, ended, or did not start in time
         """
         config = folder / f"{name}.json"
-        config.write_text(json.dumps(bootstrap(name, control_port)))
+        config.write_text(json.dumps(bootstrap(name, control_port, detectors or {})))
         admin_file = folder / f"{name}.admin"
         command = [console_script("envoy"), "-c", str(config), "--admin-address-path", str(admin_file)]
         options = ["--concurrency", "1", "--log-level", "error", "--disable-hot-restart"]

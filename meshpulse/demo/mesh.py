@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
+from dataclasses import dataclass
 
 import aiohttp
 
@@ -67,23 +68,37 @@ class Upstream:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
 
-async def send_traffic(front: str, client: aiohttp.ClientSession) -> None:
+@dataclass(slots=True)
+class Tally:
+    """What clients saw: requests that were answered, and those of them that failed (or were not answered at all)."""
+
+    sent: int = 0
+    failed: int = 0
+
+
+async def send_traffic(
+    front: str, client: aiohttp.ClientSession, tally: Tally, rps: float = REQUESTS_PER_SECOND
+) -> None:
     """Send a steady stream of requests to the proxy, bounded in rate, number at once and time."""
     room = asyncio.Semaphore(IN_FLIGHT_MAX)
     running: set[asyncio.Task[None]] = set()
 
     async def one(number: int) -> None:
+        status = 0
         # a request that fails is what the demo shows: Envoy counts it
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
             async with client.get(f"http://{front}/cart/{number % 100}") as response:
+                status = response.status
                 await response.read()
+        tally.sent += 1
+        tally.failed += status != 200
         room.release()
 
     begin = time.monotonic()
     number = 0
     try:
         while time.monotonic() - begin < SECONDS_MAX:
-            due = (time.monotonic() - begin) * REQUESTS_PER_SECOND
+            due = (time.monotonic() - begin) * rps
             while number < due:
                 number += 1
                 if room.locked():

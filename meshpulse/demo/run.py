@@ -7,95 +7,42 @@ import contextlib
 import io
 import re
 import signal
-import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
-import yaml
 from rich.console import Console, RenderableType
 from rich.live import Live
 
 from meshpulse.demo.envoy import CLUSTER, Envoy
-from meshpulse.demo.mesh import SECONDS_MAX, Upstream, send_traffic
-from meshpulse.demo.processes import Child, DemoError, console_script
-from meshpulse.demo.view import ERRORS, RATE, Asker, Snapshot, plain, render
+from meshpulse.demo.mesh import SECONDS_MAX, Tally, Upstream, send_traffic
+from meshpulse.demo.processes import DemoError
+from meshpulse.demo.serve import Mesh, free_port, start_meshpulse
+from meshpulse.demo.view import ERRORS, RATE, Asker, Snapshot, plain, render, story
 
 SCRAPE_INTERVAL = "2s"
 ENVOYS = 3
 FAILS_AFTER_S = 15.0
-HEALS_AFTER_S = 60.0
+HEALS_AFTER_S = 50.0
 FAILING = 0.15
 """Fraction of requests that the failing upstream answers with 500: too thin for any one proxy to see."""
 POLICY = {
     "name": "demo",
     "mode": "enforce",
-    "ejection": {"base": "10s", "ramp": [25, 50, 100], "ramp_step": "3s", "probe": {"weight_percent": 20}},
+    "ejection": {
+        "base": "10s",
+        "max": "20s",
+        "ramp": [25, 50, 100],
+        "ramp_step": "3s",
+        "probe": {"weight_percent": 20},
+    },
     "guards": {"warmup": "8s", "min_age": "8s"},  # a minute each, where nobody waits for the show
 }
 
-_READY_S = 180.0
 _PLAIN_EVERY_S = 5.0
-
-
-async def _start_meshpulse(
-    folder: Path, port: int, envoys: Sequence[Envoy], upstreams: Sequence[Upstream], client: aiohttp.ClientSession,
-    console: Console,
-) -> tuple[Child, str]:  # fmt: skip
-    """Start ``meshpulse serve`` that scrapes the Envoys and itself and tells them their endpoints."""
-    own = f"127.0.0.1:{port}"
-    config, topology = folder / "meshpulse.yml", folder / "topology.yml"
-    addresses = [f"127.0.0.1:{upstream.port}" for upstream in upstreams]
-    topology.write_text(yaml.safe_dump({"services": {CLUSTER: {"endpoints": addresses}}}))
-    admins = [envoy.admin for envoy in envoys]
-    jobs = [
-        {"job_name": "envoy", "metrics_path": "/stats/prometheus", "static_configs": [{"targets": admins}]},
-        {"job_name": "meshpulse", "static_configs": [{"targets": [own]}]},
-    ]
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "global": {"scrape_interval": SCRAPE_INTERVAL, "scrape_timeout": SCRAPE_INTERVAL},
-                "storage": {"free_bytes_min": 0, "free_fraction_min": 0},  # a minute of samples fits anywhere
-                "scrape_configs": jobs,
-                "health": {"policies": [POLICY], "topology": [{"file": str(topology)}]},
-            }
-        )
-    )
-    command = [console_script("meshpulse"), "serve", "--data-dir", str(folder / "data"), "--listen", own]
-    child = await Child.start("meshpulse", [*command, "--config", str(config)], folder)
-    url = f"http://{own}"
-    said = ""
-    try:
-        async with asyncio.timeout(_READY_S):
-            while True:
-                child.check()
-                with contextlib.suppress(aiohttp.ClientConnectionError):
-                    async with client.get(f"{url}/-/ready") as response:
-                        if response.status == 200:
-                            return child, url
-                        phase = (await response.text()).partition(": ")[2].partition("(")[0].strip()
-                        text = f"meshpulse is {phase} ..."
-                    if text != said:
-                        console.print(f"[dim]{text}[/dim]" if console.is_terminal else text, highlight=False)
-                        said = text
-                await asyncio.sleep(0.2)
-    except TimeoutError:
-        await child.end()
-        raise DemoError(f"meshpulse was not ready within {_READY_S:g} s") from None
-    except BaseException:
-        await child.end()
-        raise
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _introduce(console: Console, url: str, failing: str) -> None:
@@ -106,6 +53,11 @@ def _introduce(console: Console, url: str, failing: str) -> None:
     console.print(f"  curl -s {url}/api/v1/status/tsdb", highlight=False)
     console.print(f"  meshpulse health explain {CLUSTER} {failing} --url {url}", highlight=False, soft_wrap=True)
     console.print(f"Watch endpoints, states and reasons at {url}/health\n", highlight=False)
+
+
+def _speaker(console: Console) -> Callable[[str], None]:
+    """Prints how far the start is, dimly where there are colours."""
+    return lambda text: console.print(f"[dim]{text}[/dim]" if console.is_terminal else text, highlight=False)
 
 
 def _headline(begin: float, ended: bool = False) -> str:
@@ -166,12 +118,13 @@ async def _demo(duration_s: float, console: Console, picture: Path | None) -> No
         for upstream in upstreams:
             await upstream.start()
             stack.push_async_callback(upstream.end)
-        port = _free_port()
+        port = free_port()
         envoys = []
         for i in range(ENVOYS):
             envoys.append(await Envoy.start(folder, f"envoy-{i + 1}", port))
             stack.push_async_callback(envoys[-1].child.end)
-        started = asyncio.ensure_future(_start_meshpulse(folder, port, envoys, upstreams, client, console))
+        mesh = Mesh(folder, port, envoys, upstreams, POLICY, SCRAPE_INTERVAL)
+        started = asyncio.ensure_future(start_meshpulse(mesh, client, _speaker(console)))
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({started, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -179,20 +132,26 @@ async def _demo(duration_s: float, console: Console, picture: Path | None) -> No
             started.cancel()
             await asyncio.gather(started, return_exceptions=True)
             return
-        child, url = started.result()
-        stack.push_async_callback(child.end)
+        stack.push_async_callback(started.result().end)
+        url = mesh.url
         _introduce(console, url, f"127.0.0.1:{upstreams[2].port}")
         await asyncio.gather(*(envoy.wait_ready(client) for envoy in envoys))
-        tasks = [asyncio.create_task(send_traffic(envoy.front, client)) for envoy in envoys]
+        tasks = [asyncio.create_task(send_traffic(envoy.front, client, Tally())) for envoy in envoys]
         tasks.append(asyncio.create_task(_fall_ill(upstreams[2])))
         names = {f"127.0.0.1:{upstream.port}": upstream.name for upstream in upstreams}
         begin = time.monotonic()
+        clock_offset = time.time() - begin
         try:
             snapshot = await _show(Asker(url, client), names, console, duration_s, stop)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        if snapshot.events:
+            ill_ms = (clock_offset + begin + FAILS_AFTER_S) * 1000
+            healed_ms = ill_ms + (HEALS_AFTER_S - FAILS_AFTER_S) * 1000
+            console.out("\nwhat was decided, from the moment c fell ill:", highlight=False)
+            console.out(story(snapshot, names, ill_ms, healed_ms), highlight=False)
         if picture:
             _draw(picture, render(snapshot, names, _headline(begin, ended=True)))
 

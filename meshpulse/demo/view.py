@@ -58,7 +58,7 @@ class Snapshot:
     endpoints: list[Endpoint] = field(default_factory=list)
     p99_ms: float | None = None
     facts: dict[str, float | None] = field(default_factory=dict)
-    events: list[str] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Asker:
@@ -106,25 +106,14 @@ class Asker:
         for row in rows:
             if row.address in known:
                 row.state, row.weight = known[row.address]["state"], known[row.address]["weight_factor"]
-        told = [event_line(event, names) for event in events if event["endpoint"] in names]
+        told = [event for event in events if event["endpoint"] in names]
         values = {name: _number(fact.get("")) for name, fact in zip(FACTS, facts, strict=True)}
-        return Snapshot(rows, _number(p99.get("")), values, told[-EVENTS_SHOWN:])
+        return Snapshot(rows, _number(p99.get("")), values, told)
 
 
 def event_line(event: dict[str, Any], names: dict[str, str]) -> str:
     """An event for a person: when, what, which upstream, why."""
-    evidence = event.get("evidence", {})
-    line = f"{event['time'][11:19]} {event['type']} {names[event['endpoint']]}"
-    if event.get("guard"):
-        line += f" by {event['guard']}"
-    if "ratio" in evidence:
-        line += (
-            f": {evidence['errors']} of {evidence['attempts']} attempts fail ({evidence['ratio']:.1%}), peers"
-            f" {evidence['baseline']:.1%}, seen by {evidence['observers_bad']} of {evidence['observers']} proxies"
-        )
-    elif "attempts" in evidence:
-        line += f": {evidence['errors']} of {evidence['attempts']} probes failed"
-    return line
+    return f"{event['time'][11:19]} {event['type']} {names[event['endpoint']]}: {event['reason']}"
 
 
 def _number(value: float | None) -> float | None:
@@ -180,7 +169,8 @@ def render(snapshot: Snapshot, names: dict[str, str], headline: str) -> Renderab
         )
     parts: list[RenderableType] = [table, "", Text("\n".join(facts_lines(snapshot)), style="cyan")]
     if snapshot.events:
-        parts += ["", Text("\n".join(snapshot.events), no_wrap=True, overflow="ellipsis")]
+        lines = [event_line(event, names) for event in snapshot.events[-EVENTS_SHOWN:]]
+        parts += ["", Text("\n".join(lines), no_wrap=True, overflow="ellipsis")]
     return Panel(Group(*parts), title=headline, title_align="left")
 
 
@@ -191,5 +181,20 @@ def plain(snapshot: Snapshot, names: dict[str, str], headline: str) -> str:
         mark = "  <- failing" if _sick(e) else ""
         figures = f"{_text(e.rate, '.1f'):>10} {_text(e.errors, '.1%'):>8}"
         lines.append(f"  {names.get(e.address, ''):<10} {e.address:<22} {figures} {e.state}{mark}")
-    lines += [f"  {line}" for line in (*facts_lines(snapshot), *snapshot.events)]
+    events = [event_line(event, names) for event in snapshot.events[-EVENTS_SHOWN:]]
+    lines += [f"  {line}" for line in (*facts_lines(snapshot), *events)]
+    return "\n".join(lines)
+
+
+def story(snapshot: Snapshot, names: dict[str, str], ill_ms: float, healed_ms: float) -> str:
+    """All that was decided, told from the moment the upstream fell ill."""
+    lines = []
+    for event in snapshot.events:
+        after = (event["time_ms"] - ill_ms) / 1000
+        where = (
+            "" if event["time_ms"] < healed_ms else f" ({(event['time_ms'] - healed_ms) / 1000:.0f} s after it healed)"
+        )
+        weight = f", weight {event['weight']:.0%}" if event["type"] in ("probation", "ramp") else ""
+        why = f": {event['reason']}" if event["reason"] else ""
+        lines.append(f"  {after:+6.1f} s  {event['type']:<10} {names[event['endpoint']]}{weight}{why}{where}")
     return "\n".join(lines)

@@ -42,9 +42,8 @@ def test_the_failing_endpoint_is_ejected(tmp_path: Path) -> None:
     rows = {line.split()[0]: line.split() for line in last.splitlines() if line.split()[:1] in [[n] for n in "abcdef"]}
     assert set(rows) == set("abcdef")
     assert all(float(row[2]) > 2 for name, row in rows.items() if name != "c")
-    assert re.search(r"ejected c: \d+ of \d+ attempts fail \(\d+\.\d%\), peers 0\.\d%, seen by 3 of 3 proxies", out), (
-        out
-    )
+    why = r"ejected c: \d+\.\d % of attempts fail \(\d+ of \d+\), peers 0\.\d %, seen by 3 of 3 observers"
+    assert re.search(why, out), out
     assert not re.search(r"ejected [abdef]", out), out
     assert re.search(r"[\d,]+ samples/s · [\d,]+ series · [\d,]+ samples in memory", last), last
     assert re.search(r"[\d.]+ bytes per sample in memory .* · [\d.]+ in the log", last), last
@@ -64,6 +63,20 @@ def test_ctrl_c_ends_everything(number: signal.Signals) -> None:
     _, err = demo.communicate(timeout=60)
     assert (demo.returncode, err) == (0, "")
     assert_all_gone(started)
+
+
+@pytest.mark.slow
+def test_the_whole_cycle_is_shown() -> None:
+    command = [MESHPULSE, "demo", "--duration", "120"]
+    demo = subprocess.run(command, capture_output=True, text=True, timeout=400, check=True)
+    told = demo.stdout[demo.stdout.index("what was decided") :]
+    kinds = [line.split()[2] for line in told.splitlines()[1:]]
+    assert kinds[0] == "suspect"
+    assert kinds[-4:] == ["ramp", "ramp", "ramp", "recovered"]
+    assert "ejected" in kinds
+    assert kinds[-5] == "probation"
+    assert re.search(r"ejected +c: \d+\.\d % of attempts fail \(\d+ of \d+\)", told), told
+    assert re.search(r"recovered +c: .* \(\d+ s after it healed\)", told), told
 
 
 @pytest.mark.slow

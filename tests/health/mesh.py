@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from health.journal import Journal
-from health.loop import HealthLoop, LoopSettings
+from health.loop import HealthLoop, Listener, LoopSettings
 from health.mapping import BUILT_IN
 from health.policy import Policy
 from tests.query.memory_storage import MemoryStorage
@@ -46,7 +46,9 @@ class Mesh:
         rps: float = 40.0,
         seed: int = 1,
         storage: MemoryStorage | None = None,
+        listener: Listener | None = None,
     ) -> None:
+        self.listener = listener
         self.folder = folder
         self.policy = policy
         self.storage = storage or FreshStorage()
@@ -64,7 +66,7 @@ class Mesh:
 
     def start(self) -> HealthLoop:
         settings = LoopSettings((BUILT_IN["envoy_endpoint"],), {self.policy.name: self.policy})
-        return HealthLoop(self.storage, settings, Journal(self.folder), self.now)
+        return HealthLoop(self.storage, settings, Journal(self.folder), self.now, None, self.listener)
 
     def weights(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         view = self.loop.board.now.services.get("svc")

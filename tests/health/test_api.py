@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -87,7 +88,9 @@ def test_snapshot_and_long_poll(tmp_path: Path) -> None:
             ill = next(e for e in answer.data["endpoints"] if e["endpoint"] == b.mesh.names[2])
             assert (ill["state"], ill["verdict"]) == ("ejected", "EJECT")
             assert ill["xds"]["health_status"] == "UNHEALTHY"
-            assert "of attempts fail, peers" in ill["reason"]
+            assert re.fullmatch(
+                r"\d+\.\d % of attempts fail \(\d+ of \d+\), peers \d\.\d %, seen by 4 of 4 observers", ill["reason"]
+            )
             assert (await other).status == 304  # only its own service wakes it
 
             only = await b.get("endpoints?service=svc&state=ejected")

@@ -17,6 +17,12 @@ DATA: dict[str, Any] = {
     "service": "svc", "endpoint": "a:1", "state": "ejected", "since": "S", "until": "U", "ejections": 2,
     "mode": "dry_run",
     "reason": "5.9 % of attempts fail",
+    "conviction": {
+        "time": "C", "detector": "error_ratio", "reason": "8 % of attempts fail",
+        "evidence": {
+            "window": "10s", "excess": 0.08, "mh_z": 9.25, "p": 1e-9, "threshold": {"z": 4, "min_excess": 0.05},
+        },
+    },
     "statistics": {
         "detector": "error_ratio", "window": "10s", "errors": 16.0, "attempts": 272.0, "baseline": 0.0, "z": 8.64,
     },
@@ -24,7 +30,7 @@ DATA: dict[str, Any] = {
     "counterfactual": "at min_excess 0.06 this endpoint stays healthy",
     "guards": [{"name": "cap", "ok": False, "detail": {"unavailable_after": 3}}],
     "per_observer": [{"observer": "p1", "errors": 4, "requests": 68, "peer_errors": 0, "peer_requests": 340}],
-    "events": [{"time": "T", "type": "blocked", "guard": "cap"}],
+    "events": [{"time": "T", "type": "blocked", "guard": "cap", "reason": "held back by cap"}],
     "promql": "sum(x)",
 }  # fmt: skip
 
@@ -66,7 +72,9 @@ def test_explain(url: str) -> None:
         "needs > 4",
         "no  cap",
         "4 of 68",
-        "blocked (cap)",
+        "convicted C by error_ratio: 8 % of attempts fail",
+        "over 10s: excess 0.08 (needs 0.05), z 9.25 (needs 4), chance 1e-09",
+        "T blocked    held back by cap",
         "query: sum(x)",
     ):
         assert part in done.output
