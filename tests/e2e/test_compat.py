@@ -56,7 +56,7 @@ def test_every_client_has_a_proof() -> None:
 
 def test_the_rules_are_all_there() -> None:
     rules = {row[1] for row in ROWS}
-    assert rules >= {f"G{i}" for i in range(1, 10)} | {f"W{i}" for i in range(1, 29)}
+    assert rules >= {f"G{i}" for i in range(1, 10)} | {f"W{i}" for i in range(1, 29)} | {f"L{i}" for i in range(1, 9)}
 
 
 def test_no_must_is_open() -> None:
