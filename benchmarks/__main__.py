@@ -7,7 +7,7 @@ import platform
 import sys
 from pathlib import Path
 
-from benchmarks import ingest, query, senders, startup
+from benchmarks import ingest, query, scrape, senders, startup
 from benchmarks.peers import all_servers
 
 SERIES = 100_000
@@ -80,6 +80,13 @@ def main() -> None:
     first = protocols["remote-write 1.0"]
     for name, bar in (("remote-write 2.0", "1.0x remote-write 1.0"), ("OTLP", "2.0x remote-write 1.0")):
         _row(f"{name}, ns CPU a sample", f"{protocols[name]:.0f} ({protocols[name] / first:.2f}x)", bar, "")
+    scraped = scrape.measure_all()
+    _row(
+        f"scraping {scrape.TARGETS} targets x {scrape.SERIES} series every {scrape.INTERVAL_S} s, % of a core",
+        f"{scraped['meshpulse']:.1f}",
+        "10",
+        _peers(scraped, ".1f"),
+    )
     _row(
         "sum by (rate[5m]), 14.4 M samples, ms wall",
         f"{my.sum_rate_wall_ms:.0f}",

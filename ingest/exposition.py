@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ingest.exemplars import Exemplar
 from ingest.kernels import exposition as kernels
 from ingest.openmetrics import TYPES, parse_comments, parse_exemplar
-from ingest.page_text import parse_float, parse_seconds, parse_series, unescape
+from ingest.page_text import normal_bound, parse_float, parse_seconds, parse_series, unescape
 from ingest.relabel import NO_RULES, Rules
 from ingest.store import Metadata
 from tsdb.errors import LimitError, Reason, RejectedError
@@ -43,6 +43,8 @@ _COMMENT = re.compile(
 )
 _KEYS_SLACK = 4  # a target's key table starts anew when it holds so many times its series: the rest have vanished
 _KEYS_MIN = 4096
+_TYPE = b"\n# TYPE "
+_BOUND_LABELS = {b"histogram": "le", b"summary": "quantile"}
 _SHOWN_CHARS = 50  # of a name or value in an error about limits, as in Prometheus
 _ANY_LENGTH = 1 << 62
 
@@ -152,6 +154,26 @@ class _Walk:
     exemplars: NDArray[np.int64]
 
 
+class _Types:
+    """The type of the family that a line belongs to: that of the last TYPE before it. Asked from top to bottom."""
+
+    def __init__(self, page: bytes) -> None:
+        self._page = page
+        self._seen = 0
+        self._kind = self._kind_at(0) if page.startswith(_TYPE[1:]) else b""
+
+    def _kind_at(self, begin: int) -> bytes:
+        return self._page[begin : self._page.find(b"\n", begin)].rstrip(b" \t").rpartition(b" ")[2]
+
+    def bound_label(self, begin: int) -> str:
+        """The label of the series at ``begin`` that holds a number: ``le`` or ``quantile``; "" = none."""
+        last = self._page.rfind(_TYPE, self._seen, begin)
+        if last >= 0:
+            self._kind = self._kind_at(last + 1)
+        self._seen = max(begin - 1, 0)  # the newline before the next TYPE may be the one before this line
+        return _BOUND_LABELS.get(self._kind, "")
+
+
 class ExpositionParser:
     """Parser of one target; it remembers how the target spells its series and what follows what.
 
@@ -225,6 +247,10 @@ class ExpositionParser:
             self._keys = self._registry.new_key_table()
         return Exposition(refs, ts_ms, bits, n_samples, n_kept, own_times, refused, metadata, exemplars)
 
+    def metadata(self) -> list[Metadata]:
+        """The metric families that the pages have described; called on any thread."""
+        return list(self._families.values())
+
     def _walk(self, text: bytes, scrape_ms: int) -> _Walk:
         raw: NDArray[np.uint8] = np.frombuffer(text, np.uint8)
         n_bytes = len(text) - len(PAD) + 1
@@ -271,9 +297,10 @@ class ExpositionParser:
         parts: list[bytes] = []
         offsets = [0]
         dropped: NDArray[np.bool_] = np.zeros(len(walk.misses), np.bool_)
+        types = _Types(text)
         for i, (begin, end, _, line) in enumerate(walk.misses.tolist()):
             try:
-                labels = self._labels(text[begin:end].decode())
+                labels = self._labels(text[begin:end].decode(), types.bound_label(begin))
             except ValueError as error:  # also text that is not UTF-8
                 raise ExpositionError(line, str(error)) from None
             if labels is None:
@@ -308,8 +335,12 @@ class ExpositionParser:
             refused[REJECT_CODES[-code]] += 1
         return keep
 
-    def _labels(self, series: str) -> dict[str, str] | None:
+    def _labels(self, series: str, bound: str) -> dict[str, str] | None:
         """Labels that a series is stored with, None when relabelling drops it.
+
+        Parameters
+        ----------
+        bound : the label that holds a number, if there is one
 
         Raises
         ------
@@ -317,7 +348,10 @@ class ExpositionParser:
         PageLimitError    too many or too long labels
         """
         options = self._options
-        labels = dict(self._with_target_labels(parse_series(series, self._openmetrics)))
+        pairs = parse_series(series, self._openmetrics)
+        if bound:
+            pairs = [(name, normal_bound(value) if name == bound else value) for name, value in pairs]
+        labels = dict(self._with_target_labels(pairs))
         if options.metric_relabel:
             kept = options.metric_relabel.apply(labels)
             if not kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from decimal import Decimal, InvalidOperation
@@ -20,6 +21,7 @@ _OPENMETRICS_LABEL = re.compile(
 _ESCAPE = re.compile(r"\\([\\\"n])")
 _FLOAT = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?)|nan", re.IGNORECASE | re.ASCII)
 _INT64_MAX = (1 << 63) - 1
+_EXPONENT_FROM = 6  # as Go's shortest %g
 
 
 def unescape(text: str) -> str:
@@ -101,3 +103,25 @@ def parse_seconds(text: str) -> int:
     if abs(ms) > _INT64_MAX:
         raise ValueError(f"invalid timestamp {text[:40]!r}")
     return ms
+
+
+def normal_bound(text: str) -> str:
+    """A ``le`` or ``quantile`` as Prometheus 3 stores it, whatever the format of the page: ``1`` is ``1.0``.
+
+    Always a float: with a point or an exponent. What is no number stays as it is.
+    """
+    try:
+        parse_float(text)
+    except ValueError:
+        return text
+    value = float(text)
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else f"{'+' if value > 0 else '-'}Inf"
+    short = Decimal(repr(value)).normalize()
+    exponent = short.adjusted()
+    if not value or -4 <= exponent < _EXPONENT_FROM:
+        plain = f"{short:f}" if value else "0"
+        return plain if "." in plain else plain + ".0"
+    digits = "".join(map(str, short.as_tuple().digits))
+    shown = digits[0] + (f".{digits[1:]}" if digits[1:] else "")
+    return f"{'-' if value < 0 else ''}{shown}e{exponent:+03d}"

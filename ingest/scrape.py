@@ -20,7 +20,7 @@ from ingest.exposition import PageLimitError, PageOptions
 from ingest.fetch import Page, fetch
 from ingest.negotiation import ScrapeProtocol, accept_header
 from ingest.relabel import NO_RULES, Rules
-from ingest.store import Tenant
+from ingest.store import Metadata, Tenant
 from ingest.target import Round, TargetSeries
 from tsdb.clock import Clock
 from tsdb.errors import RejectedError, UnavailableError
@@ -227,6 +227,10 @@ class Scraper:
     def targets(self) -> list[dict[str, Any]]:
         """The active targets as ``/api/v1/targets`` shows them."""
         return [target.status() for target in self.active]
+
+    def metadata(self) -> list[tuple[dict[str, str], list[Metadata]]]:
+        """Labels of each active target, and the metric families that it described; called on any thread."""
+        return [(dict(sorted(target.labels.items())), series.metadata()) for target, series in self._series.items()]
 
     async def _loop(self, target: Target) -> None:
         interval_ms = max(1, round(target.config.scrape_interval * 1000))

@@ -95,6 +95,10 @@ class TargetSeries:
         batch = self._batch(seen.refs, seen.ts_ms, seen.bits, vanished, scrape_ms, report)
         return Round(batch, seen.scraped, seen.refused, seen.metadata, seen.exemplars)
 
+    def metadata(self) -> list[Metadata]:
+        """The metric families that its pages have described; called on any thread."""
+        return self._parser.metadata()
+
     def failure(self, scrape_ms: int, seconds: float, scraped: int = 0, kept: int = 0) -> Round:
         """The target could not be read: everything it had is stale, ``up`` is 0.
 

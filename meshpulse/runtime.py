@@ -311,6 +311,7 @@ class Runtime:
             status.cardinality,
             metadata=metadata,
             targets=targets,
+            target_metadata=scraper.metadata if scraper else tuple,
             exemplars=ExemplarReader(db),
             status=status.pages(),
             query_log=query_log,

@@ -102,6 +102,9 @@ class QueryRecord:
     error: str = ""
 
 
+TargetMetadata = tuple[Mapping[str, str], Sequence[tuple[str, str, str, str]]]
+
+
 @dataclass(frozen=True, slots=True)
 class Providers:
     """Where answers come from that are not queries. All of them may be called from worker threads.
@@ -113,6 +116,7 @@ class Providers:
     status_tsdb : (tenant, most rows of each list) -> data of ``status/tsdb``
     metadata : tenant -> metric family -> what it is; empty for an unknown tenant
     targets : data of ``targets``
+    target_metadata : labels of each active target, and what it said about its families: (family, type, help, unit)
     exemplars : (tenant, selectors, first and last millisecond) -> exemplars of the series that any of them selects
     status : further pages of ``status/``, e.g. ``runtimeinfo``, by name
     query_log : told of every query that was evaluated or failed, in its thread; None = nobody wants to know
@@ -122,6 +126,7 @@ class Providers:
     status_tsdb: Callable[[str, int], Mapping[str, Any]]
     metadata: Callable[[str], Mapping[str, FamilyMetadata]] = lambda _tenant: {}
     targets: Callable[[], Mapping[str, list[Any]]] = lambda: {"activeTargets": [], "droppedTargets": []}
+    target_metadata: Callable[[], Iterable[TargetMetadata]] = lambda: ()
     exemplars: Callable[[str, Sequence[Sequence[Matcher]], int, int], Iterable[SeriesExemplars]] = lambda *_: ()
     status: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     query_log: Callable[[QueryRecord], None] | None = None
@@ -400,10 +405,23 @@ class Endpoints:
         """No rules, no alerts."""
         return success({"alerts": []})
 
-    @staticmethod
-    def targets_metadata(_request: Request) -> Body:
-        """Metadata is kept by metric, not by target."""
-        return success([])
+    def targets_metadata(self, request: Request) -> Body:
+        """What the active targets say about their metric families."""
+        params = request.params
+        limit = number_param(params, "limit")
+        metric, wanted = params.get("metric"), params.get("match_target")
+        try:
+            matchers = parse_selector(wanted) if wanted else ()
+        except ParseError as error:
+            raise ParamError("match_target", str(error)) from None
+        rows = (
+            {"target": labels, **({} if metric else {"metric": family}), "type": kind, "help": text, "unit": unit}
+            for labels, families in self._providers.target_metadata()
+            if all(matcher.matches(labels.get(matcher.name, "")) for matcher in matchers)
+            for family, kind, text, unit in families
+            if metric in ("", family)
+        )
+        return success(list(itertools.islice(rows, limit if limit >= 0 else None)))
 
     def status_page(self, name: str, _request: Request) -> Body:
         """One of the further pages of ``status/``."""

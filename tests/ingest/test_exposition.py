@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.exposition import PAD, Exposition, ExpositionError, ExpositionParser, PageLimitError, PageOptions
-from ingest.page_text import parse_float
+from ingest.page_text import normal_bound, parse_float
 from ingest.relabel import RelabelConfig, compile_rules
 from ingest.store import Metadata
 from tests.reference import exposition as reference
@@ -263,6 +263,31 @@ def test_relabelling_sees_the_labels_of_the_target() -> None:
         assert target.rows(text) == [({"__name__": "a", "job": "envoy"}, bits_of(1.0), NOW)]
     with pytest.raises(ExpositionError, match="line 1: missing metric name"):
         target.scrape("nameless 1")
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [("1", "1.0"), ("0", "0.0"), ("-0", "0.0"), ("0.5", "0.5"), ("+Inf", "+Inf"), ("Inf", "+Inf"), ("-inf", "-Inf"),
+     ("nan", "NaN"), ("100000", "100000.0"), ("3600000", "3.6e+06"), ("1000000", "1e+06"), ("0.0001", "0.0001"),
+     ("0.00001", "1e-05"), ("-12.50", "-12.5"), ("1e100", "1e+100"), ("1.5e-300", "1.5e-300"), ("x", "x"), ("", "")],
+)  # fmt: skip
+def test_bounds_are_floats_as_prometheus_3_stores_them(text: str, stored: str) -> None:
+    assert normal_bound(text) == stored
+
+
+def test_bounds_are_normal_in_histograms_and_summaries_only() -> None:
+    page = """# TYPE h histogram
+h_bucket{le="1",quantile="2"} 1
+# TYPE s summary
+s{le="1",quantile="0.5"} 1
+s{le="1",quantile="1"} 1
+# HELP g # TYPE g histogram
+# TYPE g gauge
+g{le="1",quantile="2"} 1
+"""
+    for text in (page, "a 1\n" + page):
+        rows = [(row["le"], row["quantile"]) for row, _, _ in Target().rows(text) if "le" in row]
+        assert rows == [("1.0", "2"), ("1", "0.5"), ("1", "1.0"), ("1", "2")]
 
 
 def test_metadata_is_told_once() -> None:

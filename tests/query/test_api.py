@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import numpy as np
 import pytest
@@ -369,6 +369,32 @@ def test_targets() -> None:
         assert get(api, "/api/v1/targets?state=dropped").data == {**found, "activeTargets": []}
         assert get(api, "/api/v1/targets/metadata").data == []
         assert get(api, "/api/v1/alertmanagers").data == {"activeAlertmanagers": [], "droppedAlertmanagers": []}
+
+
+def test_target_metadata() -> None:
+    families = [("up", "gauge", "Is it?", ""), ("t_seconds", "counter", "", "seconds")]
+    found = [({"job": "a", "instance": "h:1"}, families), ({"job": "b", "instance": "h:2"}, families[:1])]
+    up = {"type": "gauge", "help": "Is it?", "unit": ""}
+    seconds = {"type": "counter", "help": "", "unit": "seconds"}
+    (a, _), (b, _) = found
+    with query_api(target_metadata=lambda: found) as api:
+
+        def shown(**params: str) -> Any:
+            return get(api, f"/api/v1/targets/metadata?{urlencode(params)}").data
+
+        rows = [
+            {"target": a, "metric": "up", **up},
+            {"target": a, "metric": "t_seconds", **seconds},
+            {"target": b, "metric": "up", **up},
+        ]
+        assert shown() == rows
+        assert shown(limit="2") == rows[:2]
+        assert shown(match_target='{job=~"b|c"}') == rows[2:]
+        assert shown(metric="up") == [{"target": a, **up}, {"target": b, **up}]
+        assert shown(metric="up", match_target='{instance="h:1"}', limit="0") == []
+        answer = get(api, "/api/v1/targets/metadata?match_target=%7B")
+        assert (answer.status, answer.json()["errorType"]) == (400, "bad_data")
+        assert 'invalid parameter "match_target"' in answer.json()["error"]
 
 
 def test_metadata_limits(api: QueryApi) -> None:
