@@ -1,10 +1,10 @@
-"""Log pushes and reads on the lines of the shared generator: size on disk, CPU, and how long a search takes.
+"""Log pushes and reads on the lines of the shared generator: size on disk, CPU, memory, and how long a search takes.
 
     python -m benchmarks.logs [--lines 1000000] [--generator ../shared/data/nginx_lines.py]
 
 Lines go through the push API of a real server (snappy protobuf, one sender, every push fsynced before it is
-acknowledged). The server is then stopped, its data folder opened in this process, and the reads are timed on the
-store alone, best of three; LogQL and HTTP come on top.
+acknowledged). The server is stopped, what it still had in memory becomes a part, and a new server on that folder
+answers LogQL over HTTP: walls hold everything from the request to the last byte of the answer, CPU is the server's.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from __future__ import annotations
 import argparse
 import http.client
 import importlib.util
+import json
 import os
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cramjam
-import numpy as np
 
+from benchmarks.log_reads import print_reads
 from benchmarks.peers import Server, meshpulse
 from meshpulse.warm import warm
 from tsdb.db import TSDB, StoreConfig
-from tsdb.logs.frame import LogFrame, contains
-from tsdb.logs.store import LogStore
-from tsdb.matchers import Matcher, MatchOp
 
 SHARED = Path(os.environ.get("MESHPULSE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 BODY_LINES = 2000
@@ -93,136 +93,110 @@ def push(server: Server, made: Iterator[tuple[int, bytes]]) -> tuple[int, float]
     return total, waited
 
 
-def timed(name: str, bar: str, run: Callable[[], object], scale: float = 1e3, unit: str = "ms") -> None:
-    """Print the best of three runs."""
-    best = float("inf")
-    for _ in range(3):
-        begin = time.perf_counter()
-        what = run()
-        best = min(best, time.perf_counter() - begin)
-    print(f"| {name} | {best * scale:,.1f} {unit} | {bar} | {what} |", flush=True)
+class Peak:
+    """Largest resident memory of a server while a block runs, looked at every tenth of a second."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.bytes = 0
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.1):
+            self.bytes = max(self.bytes, self._server.rss_bytes())
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
 
 
-def first_lines(logs: LogStore, needle: bytes, limit: int, start_ns: int, end_ns: int) -> int:
-    """Newest ``limit`` lines with a literal, as a query engine takes them."""
-    held: list[LogFrame] = []
-    stamps = np.zeros(0, np.int64)
-    for frame in logs.select([], start_ns, end_ns, needles=[needle]):
-        hit = frame.take(frame.contains(needle))
-        held.append(hit)
-        stamps = np.concatenate([stamps, hit.ts_ns])
-        if np.count_nonzero(stamps > frame.frontier_ns) >= limit:
-            break
-    floor = np.sort(stamps)[-limit] if len(stamps) > limit else start_ns
-    return sum(len(hit.take(hit.ts_ns >= floor).lines().offsets) - 1 for hit in held if len(hit))
+def stop(server: Server) -> None:
+    """End a server and keep its folder."""
+    assert server.process is not None
+    server.process.terminate()
+    server.process.wait(120)
 
 
-def by_code(logs: LogStore, name: str, start_ns: int, end_ns: int) -> int:
-    """Lines by value of a dictionary field."""
-    counts: dict[bytes, int] = {}
-    for frame in logs.select([], start_ns, end_ns, ordered=False):
-        column = frame.field(name)
-        if column is None or column.codes is None or column.dictionary is None:
-            continue
-        for text, n in zip(column.dictionary.to_list(), np.bincount(column.codes).tolist(), strict=False):
-            counts[text] = counts.get(text, 0) + n
-    return len(counts)
+def flush(folder: Path) -> tuple[float, int, int]:
+    """What the ended server left in memory becomes a part: (CPU seconds, bytes of those lines, bytes of all parts)."""
+    db = TSDB(StoreConfig(path=folder))
+    db.open()
+    logs = db.tenant("default").logs
+    left = logs.store_stats().buffered_bytes
+    begin = time.process_time()
+    logs.flush()
+    cpu = time.process_time() - begin
+    stats = logs.store_stats()
+    db.close()
+    return cpu, left, stats.part_bytes
 
 
-def numbers(logs: LogStore, name: str, start_ns: int, end_ns: int) -> int:
-    """Largest number of a field."""
-    largest = 0
-    for frame in logs.select([], start_ns, end_ns, ordered=False):
-        column = frame.field(name)
-        if column is not None and column.ints is not None:
-            largest = max(largest, int(column.ints.max()))
-    return largest
+def row(name: str, ours: str, bar: str, note: str = "") -> None:
+    """One line of the table."""
+    print(f"| {name} | {ours} | {bar} | {note} |", flush=True)
 
 
-def reads(logs: LogStore, raw: int, start_ns: int, end_ns: int) -> None:
-    """Time everything that is read."""
-    hour = max(start_ns, end_ns - 3600 * SECOND)
-    middle = next(iter(logs.select([], start_ns, end_ns)))
-    request = middle.field("request_id")
-    assert request is not None
-    needle = request.texts().text(len(middle) // 2)
+def at(server: Server, folder: Path | None) -> Server:
+    """The server with its data somewhere else than in the folder that goes with it."""
+    if folder is not None:
+        server.command[server.command.index("--data-dir") + 1] = str(folder)
+    return server
 
-    def first(literal: bytes, limit: int) -> Callable[[], int]:
-        return lambda: first_lines(logs, literal, limit, start_ns, end_ns)
 
-    def scan() -> str:
-        lines = 0
-        for frame in logs.select([], start_ns, end_ns, ordered=False):
-            lines += int(np.count_nonzero(contains(frame.lines(), b"no such text")))
-        return f"{lines} lines"
+def data_of(server: Server) -> Path:
+    """Where a server keeps its data."""
+    return Path(server.command[server.command.index("--data-dir") + 1])
 
-    timed("needle: a request id, no field named", "30 ms", first(needle, 1000))
-    timed("absent id", "30 ms", first(b"0123456789abcdef0123456789abcdef", 1000))
-    timed("substring /api/v1/orders, newest 1,000", "66 ms", first(b"/api/v1/orders", 1000))
-    timed("rare status, newest 1,000", "200 ms", first(b'"status":504,', 1000))
-    timed("count by status, 1 h", "60 ms", lambda: by_code(logs, "status", hour, end_ns))
-    timed("count by status, all", "300 ms", lambda: by_code(logs, "status", start_ns, end_ns))
-    timed("count by site (index)", "50 ms", lambda: len(logs.volume([], start_ns, end_ns)[0]))
-    timed("request_time of all, 1 h", "250 ms", lambda: numbers(logs, "request_time", hour, end_ns))
-    timed("request_time of all", "1,200 ms", lambda: numbers(logs, "request_time", start_ns, end_ns))
-    site = [Matcher("site", MatchOp.EQUAL, logs.label_values("site", [], start_ns, end_ns)[0])]
 
-    def last() -> int:
-        frame = next(iter(logs.select(site, start_ns, end_ns)))
-        return len(frame.take(np.arange(max(0, len(frame) - 100), len(frame))).lines().offsets) - 1
-
-    timed("last 100 lines of a site", "10 ms", last)
-    begin = time.thread_time()
-    found = scan()
-    took = time.thread_time() - begin
-    print(f"| full scan, every line rebuilt | {raw / took / 1e9:.2f} GB/s/core | 0.8 GB/s/core | {found} |")
-    begin = time.thread_time()
-    absent = first(b"no such text", 1000)()
-    took = time.thread_time() - begin
-    print(f"| full scan by columns | {raw / took / 1e9:.2f} GB/s/core | 0.8 GB/s/core | {absent} lines |")
+def ingest(server: Server, lines: Any, count: int, start_s: int) -> int:
+    """Push everything and print what it cost; the bytes of the lines."""
+    with server:
+        server.settle()
+        idle, cpu = server.rss_bytes(), server.cpu_seconds()
+        with Peak(server) as peak:
+            raw, waited = push(server, bodies(lines, count, start_s))
+        server.settle(0.5, 10.0)
+        cpu = server.cpu_seconds() - cpu
+        rss = server.rss_bytes()
+        stop(server)
+        flush_cpu, left, size = flush(data_of(server))
+    cpu += flush_cpu
+    print(f"{left / 1e6:.0f} MB were in memory when the server ended; they are written and counted here\n")
+    print("| figure | ours | bar | result |\n|---|---|---|---|")
+    row("raw / disk", f"{raw / size:.2f}x", "12x", f"{size / count:.1f} B a line, all parts with their indexes")
+    row("ingest, HTTP to parts", f"{cpu / raw * 1e9:.1f} CPU s/GB", "12 CPU s/GB", f"{raw / waited / 1e6:.0f} MB/s")
+    row("RSS while ingesting", f"{peak.bytes / 1e6:.0f} MB", "500 MB", f"{(peak.bytes - idle) / 1e6:.0f} MB above idle")
+    row("RSS above idle, steady", f"{(rss - idle) / 1e6:.0f} MB", "300 MB", f"idle {idle / 1e6:.0f} MB")
+    return raw
 
 
 def main() -> None:
     """Push, flush, read; print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=1_000_000)
+    parser.add_argument("--data", type=Path, help="keep the data here; if they are here already, only read")
     parser.add_argument("--generator", type=Path, default=SHARED / "data" / "nginx_lines.py")
     given = parser.parse_args()
-    lines = generator(given.generator)
     warm()
+    print(f"\n{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {given.lines:,} lines")
+    # Whole pushes may be at most a week old, and newer lines than now are refused.
     start_s = int(time.time()) - given.lines // 500 - 60
-    server = meshpulse()
-    with server:
-        server.settle()
-        idle, cpu = server.rss_bytes(), server.cpu_seconds()
-        raw, waited = push(server, bodies(lines, given.lines, start_s))
-        server.settle(0.5, 10.0)
-        cpu = server.cpu_seconds() - cpu
-        rss = server.rss_bytes()
-        assert server.process is not None
-        server.process.terminate()
-        server.process.wait(60)
-        db = TSDB(StoreConfig(path=server.folder / "data"))
-        db.open()
-        logs = db.tenant("default").logs
-        left = logs.store_stats().buffered_bytes
-        begin = time.process_time()
-        logs.flush()
-        cpu += time.process_time() - begin
-        stats = logs.store_stats()
-        assert stats.part_entries == given.lines, stats
-        print(f"\n{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {given.lines:,} lines, {raw / 1e9:.2f} GB raw")
-        print(
-            f"{stats.parts} parts; {left / 1e6:.0f} MB were still in memory and were written after the server ended\n"
-        )
-        print("| figure | ours | bar | result |\n|---|---|---|---|")
-        print(f"| raw / disk | {raw / stats.part_bytes:.2f}x | 12x | {stats.part_bytes / given.lines:.1f} B a line |")
-        print(
-            f"| ingest, HTTP to parts | {cpu / raw * 1e9:.1f} CPU s/GB | 12 CPU s/GB | {raw / waited / 1e6:.0f} MB/s |"
-        )
-        print(f"| RSS above idle | {(rss - idle) / 1e6:.0f} MB | 300 MB | idle {idle / 1e6:.0f} MB |")
-        reads(logs, raw, start_s * SECOND, (start_s + given.lines // 500 + 600) * SECOND)
-        db.close()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.data or Path(temporary) / "data"
+        note = folder.with_suffix(".json")
+        if note.exists():
+            raw, start_s = json.loads(note.read_text())
+        else:
+            raw = ingest(at(meshpulse(), folder), generator(given.generator), given.lines, start_s)
+            note.write_text(json.dumps([raw, start_s]))
+        with at(meshpulse(), folder) as server:
+            server.settle()
+            print_reads(server, raw, start_s * SECOND, (start_s + given.lines // 500 + 1) * SECOND)
 
 
 if __name__ == "__main__":

@@ -35,52 +35,54 @@ def below(a, b):
 
 
 @device
-def sort_values(values, count):
-    """Sort ``values[:count]`` ascending in place, NaN first (shell sort: no allocation, short code)."""
-    gap = 701
-    if count > 1750:
-        gap = count // 2
-    while gap > 0:
-        for i in range(gap, count):
-            held = values[i]
-            j = i
-            while j >= gap and below(held, values[j - gap]):
-                values[j] = values[j - gap]
-                j -= gap
-            values[j] = held
-        if gap > 701:
-            gap = max(701, int(gap / 2.25))
-        elif gap == 701:
-            gap = 301
-        elif gap == 301:
-            gap = 132
-        elif gap == 132:
-            gap = 57
-        elif gap == 57:
-            gap = 23
-        elif gap == 23:
-            gap = 10
-        elif gap == 10:
-            gap = 4
-        elif gap == 4:
-            gap = 1
+def select_value(values, count, rank):
+    """Put ``values[:count]`` so that nothing before ``rank`` is larger than what is there, and nothing behind smaller.
+
+    Hoare's selection. The pivot is drawn, from a fixed seed: no order of the values is slow but by chance.
+    """
+    low = 0
+    high = count - 1
+    seed = np.uint64(0x9E3779B97F4A7C15)
+    while low < high:
+        seed = seed * np.uint64(0x5851F42D4C957F2D) + np.uint64(0x14057B7EF767814F)
+        pivot = values[low + int((seed >> np.uint64(33)) % np.uint64(high - low + 1))]
+        i = low
+        j = high
+        while i <= j:
+            while below(values[i], pivot):
+                i += 1
+            while below(pivot, values[j]):
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if rank <= j:
+            high = j
+        elif rank >= i:
+            low = i
         else:
-            gap = 0
+            break
 
 
 @device
 def quantile_of(q, values, count):
-    """φ-quantile of ``values[:count]`` (count >= 1, gets sorted): linear between the two nearest ranks."""
+    """φ-quantile of ``values[:count]`` (count >= 1, gets moved): linear between the two nearest ranks."""
     if math.isnan(q):
         return math.nan
     if q < 0:
         return -math.inf
     if q > 1:
         return math.inf
-    sort_values(values, count)
     rank = q * (count - 1)
-    lower = math.floor(rank)
+    lower = int(rank)
     weight = rank - lower
-    low = values[int(lower)]
-    high = values[min(count - 1, int(lower) + 1)]
+    select_value(values, count, lower)
+    low = values[lower]
+    high = low
+    if lower + 1 < count:
+        high = values[lower + 1]
+        for i in range(lower + 2, count):
+            if below(values[i], high):
+                high = values[i]
     return low * (1 - weight) + high * weight

@@ -27,13 +27,24 @@ def add_to_windows(ts, series, weights, first, step, width, counts, sums):
     steps = counts.shape[1] - 1
     used = i64(0)
     weighed = len(weights) > 0
+    low = i64(0)
+    high = i64(0)
+    # Times for which the windows are those of the line before: neighbours are of one stream, and divisions are slow.
+    same_from = i64(1)
+    same_to = i64(0)
     for i in range(len(ts)):
         row = series[i]
         if row < 0:
             continue
-        # the first window that ends at or behind the line, and the first that begins at or behind it
-        low = max(i64(0), -((first - ts[i]) // step))
-        high = min(i64(steps), -((first - width - ts[i]) // step))
+        at = ts[i]
+        if at < same_from or at > same_to:
+            # the first window that ends at or behind the line, and the first that begins at or behind it
+            low_step = -((first - at) // step)
+            high_step = -((first - width - at) // step)
+            same_from = max(first + (low_step - 1) * step, first - width + (high_step - 1) * step) + 1
+            same_to = min(first + low_step * step, first - width + high_step * step)
+            low = max(i64(0), low_step)
+            high = min(i64(steps), high_step)
         if low >= high:
             continue
         used += 1

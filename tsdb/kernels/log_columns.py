@@ -342,22 +342,24 @@ def put_planes(words, width, out):
 def take_planes(planes, width, others, how, base, out):
     """The numbers again: the inverse of :func:`reduce_ints` and :func:`put_planes`."""
     n = i64(len(out))
+    shift_base = base if how == PLAIN else i64(0)
     for i in range(n):
-        out[i] = i64(planes[i]) if width else 0
-    for b in range(1, width):
+        word = i64(planes[i]) if width else i64(0)
+        if width > 1:
+            word |= i64(planes[n + i]) << i64(8)
+        out[i] = word + shift_base if width < 3 else word
+    for b in range(2, width):
         shift = i64(8 * b)
+        last_base = shift_base if b == width - 1 else i64(0)
         for i in range(n):
-            out[i] |= i64(planes[b * n + i]) << shift
-    if how == PLAIN:
-        for i in range(n):
-            out[i] += base
-    else:
+            out[i] = (out[i] | i64(planes[b * n + i]) << shift) + last_base
+    if how != PLAIN:
         last = i64(0)
         for i in range(n):
-            word = u64(out[i])
-            diff = i64(word >> np.uint64(1)) ^ -i64(word & np.uint64(1))
-            out[i] = last + diff if how == DELTA else others[i] + diff
-            last = out[i]
+            word = out[i]
+            diff = i64(u64(word) >> np.uint64(1)) ^ -(word & i64(1))
+            last = last + diff if how == DELTA else others[i] + diff
+            out[i] = last
     return n
 
 
@@ -392,13 +394,15 @@ def move_to_front(codes, recent, out):
 @kernel(i64(const(u8), mut(u8), mut(u8)))
 def move_back(places, recent, out):
     """The inverse of :func:`move_to_front`."""
+    front = recent[0]
     for i in range(len(places)):
         place = i64(places[i])
-        code = recent[place]
-        for k in range(place, 0, -1):
-            recent[k] = recent[k - 1]
-        recent[0] = code
-        out[i] = code
+        if place:  # most places are 0: then nothing moves
+            front = recent[place]
+            for k in range(place, 0, -1):
+                recent[k] = recent[k - 1]
+            recent[0] = front
+        out[i] = front
     return i64(len(places))
 
 

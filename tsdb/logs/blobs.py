@@ -78,8 +78,8 @@ class BlobReader:
         self._data = data
         self._name = name
 
-    def get(self, place: Any) -> NDArray[np.uint8]:
-        """One run, with ``PAD_BYTES`` more behind it.
+    def get(self, place: Any, pad: int = PAD_BYTES) -> NDArray[np.uint8]:
+        """One run, with ``pad`` bytes more behind it; without padding it may be read-only.
 
         Raises
         ------
@@ -88,21 +88,22 @@ class BlobReader:
         offset, stored, raw = place
         if not (0 <= offset <= offset + stored <= len(self._data)) or not 0 <= raw <= BLOB_BYTES_MAX:
             raise CorruptionError(self._name, offset, "a run lies outside of its group")
-        out = np.empty(raw + PAD_BYTES, np.uint8)
+        source: bytes | memoryview = self._data[offset : offset + stored]
+        if stored != raw:
+            if not hasattr(_local, "decompressor"):
+                _local.decompressor = zstandard.ZstdDecompressor()
+            try:
+                source = _local.decompressor.decompress(source, max_output_size=raw)
+            except zstandard.ZstdError as error:
+                raise CorruptionError(self._name, offset, f"a run does not decompress: {error}") from error
+            if len(source) != raw:
+                raise CorruptionError(self._name, offset, f"a run has {len(source)} bytes where {raw} are stated")
+        data = np.frombuffer(source, np.uint8)
+        if not pad:
+            return data
+        out = np.empty(raw + pad, np.uint8)
+        out[:raw] = data
         out[raw:] = 0
-        source = self._data[offset : offset + stored]
-        if stored == raw:
-            out[:raw] = np.frombuffer(source, np.uint8)
-            return out
-        if not hasattr(_local, "decompressor"):
-            _local.decompressor = zstandard.ZstdDecompressor()
-        try:
-            data = _local.decompressor.decompress(source, max_output_size=raw)
-        except zstandard.ZstdError as error:
-            raise CorruptionError(self._name, offset, f"a run does not decompress: {error}") from error
-        if len(data) != raw:
-            raise CorruptionError(self._name, offset, f"a run has {len(data)} bytes where {raw} are stated")
-        out[:raw] = np.frombuffer(data, np.uint8)
         return out
 
     def texts(self, entry: Any) -> Texts:
@@ -118,7 +119,7 @@ class BlobReader:
     def ints(self, entry: Any, n: int, others: NDArray[np.int64] = NO_INTS) -> NDArray[np.int64]:
         """What :meth:`BlobWriter.put_ints` added."""
         how, base, width, place = entry
-        planes = self.get(place)
+        planes = self.get(place, 0)
         if place[2] != width * n or not 0 <= width <= 8:
             raise CorruptionError(self._name, place[0], "a column of numbers has the wrong length")
         out = np.empty(n, np.int64)

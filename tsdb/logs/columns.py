@@ -7,7 +7,7 @@ column its type.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -274,11 +274,13 @@ class StoredColumn:
     ----------
     entry : what :meth:`ColumnWriter.encode` returned
     n : rows
-    others : the columns before it, of the same pattern
+    others : the columns before it, of the same pattern, by number
     ts_ns : gives the time of the rows
     """
 
-    def __init__(self, entry: dict[str, Any], n: int, blobs: BlobReader, others: Sequence[StoredColumn], ts_ns: Any):
+    def __init__(
+        self, entry: dict[str, Any], n: int, blobs: BlobReader, others: Callable[[int], StoredColumn], ts_ns: Any
+    ) -> None:
         self._entry = entry
         self._n = n
         self._blobs = blobs
@@ -309,7 +311,7 @@ class StoredColumn:
             if "o" in self._entry:
                 other = self._entry["o"]
                 scale = self._entry["s"]
-                others = self._ts_ns() // 10 ** (SCALE_MAX - scale) if other == TS else self._others[other].ints()
+                others = self._ts_ns() // 10 ** (SCALE_MAX - scale) if other == TS else self._others(other).ints()
             self._ints = self._blobs.ints(self._entry["p"], self._n, others)
         return self._ints
 
@@ -319,7 +321,7 @@ class StoredColumn:
             moved, place = self._entry["c"]
             if place[2] != self._n:
                 raise CorruptionError("column", place[0], "codes and rows differ in number")
-            codes = self._blobs.get(place)[: self._n]
+            codes = self._blobs.get(place, 0)
             if moved:
                 out = np.empty(self._n, np.uint8)
                 kernels.move_back(codes, np.arange(DICT_MAX).astype(np.uint8), out)
@@ -360,6 +362,12 @@ class StoredColumn:
         lengths = np.where(hit, odd.offsets[at + 1] - odd.offsets[at], base.lengths)
         return Spans(np.concatenate([base.data, odd.data]), starts, lengths)
 
+    def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bytes of the texts of some rows; those of types with a fixed width are not made."""
+        if self.type == "hex" and not self._entry.get("x"):
+            return np.full(len(rows), self.hex_width)
+        return self.spans(rows).lengths
+
     def _regular(self, rows: NDArray[np.int64]) -> Spans:
         k = len(rows)
         if self.type == "const":
@@ -395,14 +403,15 @@ class StoredColumn:
         place = self._entry["p"]
         if place[2] != self._n * self.hex_width // 2:
             raise CorruptionError("column", place[0], "hex values and rows differ in number")
-        return self._blobs.get(place)[: place[2]]
+        return self._blobs.get(place, 0)
 
     def _fill(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.uint8]:
         codes = self._bytes()
         texts = self._texts("d")
         if self._ints is None:
-            slots = np.array([text.count(kernels.SLOT) for text in texts.to_list()], np.int64)
-            counts = slots[codes]
+            slots = np.zeros(len(texts.data) + 1, np.int64)
+            np.cumsum(texts.data == kernels.SLOT, out=slots[1:])
+            counts = np.diff(slots[texts.offsets])[codes]
             counts[self.odd()[0]] = 0
             self._first_int = np.zeros(self._n + 1, np.int64)
             np.cumsum(counts, out=self._first_int[1:])
@@ -505,14 +514,16 @@ class StoredColumn:
             text = Texts.of([self._entry["v"].encode("latin-1")])
             return Column(kind, dictionary=text, codes=np.zeros(len(rows), np.int32), escaped=self.escaped)
         odd_rows, odd = self.odd()
-        at = np.searchsorted(odd_rows, rows)
-        hit = np.zeros(len(rows), np.bool_)
-        inside = at < len(odd_rows)
-        hit[inside] = odd_rows[at[inside]] == rows[inside]
+        hit = None
+        if len(odd_rows):
+            at = np.searchsorted(odd_rows, rows)
+            at[at == len(odd_rows)] = 0
+            hit = odd_rows[at] == rows
+            hit = hit if hit.any() else None
         if self.type == "dict":
             known = self._texts("d")
             codes = self._bytes()[rows].astype(np.int32)
-            if hit.any():
+            if hit is not None:
                 count = len(known.offsets) - 1
                 codes[hit] = count + at[hit]
                 size = int(known.offsets[-1])
@@ -526,7 +537,7 @@ class StoredColumn:
             return self.spans(rows).texts()
 
         if self.type == "num":
-            is_int = ~hit if hit.any() else None
+            is_int = None if hit is None else ~hit
             return Column(
                 kind, plain=make, escaped=self.escaped, ints=self.ints()[rows], is_int=is_int, scale=self._entry["s"]
             )

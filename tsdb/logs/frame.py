@@ -159,6 +159,8 @@ class RowSource(Protocol):
 
     def lines(self, rows: NDArray[np.int64]) -> Texts: ...
 
+    def line_sizes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]: ...
+
     def field(self, name: str, rows: NDArray[np.int64]) -> Column | None: ...
 
     def metadata(self, name: str, rows: NDArray[np.int64]) -> Column | None: ...
@@ -220,6 +222,10 @@ class LogFrame:
     def lines(self) -> Texts:
         """The lines, exactly as they came."""
         return self._source.lines(self._rows)
+
+    def line_sizes(self) -> NDArray[np.int64]:
+        """(n,) bytes of each line; nothing is put together for it."""
+        return self._source.line_sizes(self._rows)
 
     def field(self, name: str) -> Column | None:
         """One field of all lines; None = no line has it, or the lines are of no known format."""

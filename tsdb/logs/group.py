@@ -22,7 +22,7 @@ from tsdb.kernels.log_split import JSON, TEXT, VALUES_MAX, copy_columns, pick_va
 from tsdb.logs.blobs import BlobReader, BlobWriter
 from tsdb.logs.columns import ColumnWriter, Spans, StoredColumn, spans_of
 from tsdb.logs.frame import DETECTED_LEVEL, PAD_BYTES, Column, FieldKind, Format, Texts, contains, gather, padded
-from tsdb.logs.rows import level_column, split_metadata
+from tsdb.logs.rows import join_columns, level_column, split_metadata
 
 PATTERNS_MAX = 64
 PATTERN_ROWS_MIN = 16
@@ -255,23 +255,108 @@ def _logfmt_names(literals: tuple[bytes, ...]) -> tuple[list[str], list[FieldKin
     return None if literals[-1] != quoted or len(set(names)) < len(names) else (names, kinds)
 
 
-class _Pattern:
-    """Lines of one pattern inside a group."""
+def _no_column(number: int) -> StoredColumn:
+    raise CorruptionError("column", 0, f"refers to column {number}, which is not there")
 
-    def __init__(self, entry: dict[str, Any], rows: NDArray[np.int64], blobs: BlobReader, ts: Any) -> None:
+
+class PatternHead:
+    """What lines of one pattern inside a group have in common."""
+
+    def __init__(self, entry: dict[str, Any], name: str) -> None:
         self.n: int = entry["n"]
         self.how: int = entry["how"]
-        self.rows = rows
         self.literals = [text.encode("latin-1") for text in entry["lit"]]
-        self.columns: list[StoredColumn] = []
-        if len(rows) != self.n or len(self.literals) != len(entry["cols"]) + 1:
-            raise CorruptionError("group", 0, "a pattern does not fit its rows")
-        for column in entry["cols"]:
-            self.columns.append(StoredColumn(column, self.n, blobs, self.columns, lambda: ts()[rows]))
+        self.entries: list[dict[str, Any]] = entry["cols"]
+        if len(self.literals) != len(self.entries) + 1:
+            raise CorruptionError(name, 0, "a pattern does not fit its columns")
 
     @cached_property
     def fields(self) -> tuple[list[str], list[FieldKind]] | None:
         return field_names(self.how, tuple(self.literals))
+
+
+class GroupHead:
+    """The head of a group, parsed: what is worth keeping of it between two queries.
+
+    Parameters
+    ----------
+    data : the group's bytes
+    name : for error messages
+    longest_word : as :class:`Facts` says, where it is known
+
+    Raises
+    ------
+    CorruptionError
+    """
+
+    def __init__(self, data: memoryview, name: str, longest_word: int = LINE_BYTES_MAX) -> None:
+        stored, raw = np.frombuffer(data[: 2 * HEAD_BYTES], np.uint32).tolist()
+        begin = 2 * HEAD_BYTES
+        try:
+            head: dict[str, Any] = orjson.loads(
+                BlobReader(data[begin : begin + stored], name).get((0, stored, raw), 0).data
+            )
+        except orjson.JSONDecodeError as error:
+            raise CorruptionError(name, 0, f"the head of a group does not parse: {error}") from error
+        self.name = name
+        self.longest_word = longest_word
+        self.begin: int = begin + stored
+        self.n: int = head["n"]
+        self.unit: int = head["unit"]
+        self.ts = head["ts"]
+        self.level: Any = head["level"]
+        self.ids: Any = head["text"].get("ids")
+        self.raw: Any = head["text"].get("raw")
+        self.meta: list[dict[str, Any]] = head.get("meta", [])
+        self.patterns = [PatternHead(entry, name) for entry in head["text"]["patterns"]]
+
+    @cached_property
+    def format(self) -> Format:
+        if self.raw:
+            return Format.UNKNOWN
+        hows = {pattern.how if pattern.fields is not None else 0 for pattern in self.patterns}
+        if len(hows) != 1:
+            return Format.UNKNOWN
+        return {JSON: Format.JSON, TEXT: Format.LOGFMT}.get(hows.pop(), Format.UNKNOWN)
+
+    @cached_property
+    def field_names(self) -> tuple[str, ...]:
+        if self.format is Format.UNKNOWN:
+            return ()
+        known = [pattern.fields[0] for pattern in self.patterns if pattern.fields]
+        return tuple(dict.fromkeys(name for names in known for name in names))
+
+
+class _Pattern:
+    """Lines of one pattern inside a group."""
+
+    def __init__(self, head: PatternHead, rows: NDArray[np.int64], blobs: BlobReader, ts: Any) -> None:
+        self.head = head
+        self.rows = rows
+        self.literals = head.literals
+        self._blobs = blobs
+        self._ts = ts
+        self._made: dict[int, StoredColumn] = {}
+        if len(rows) != head.n:
+            raise CorruptionError("group", 0, "a pattern does not fit its rows")
+
+    def column(self, k: int) -> StoredColumn:
+        """Column k; the same object each time."""
+        made = self._made.get(k)
+        if made is None:
+            made = StoredColumn(
+                self.head.entries[k], self.head.n, self._blobs, self.column, lambda: self._ts()[self.rows]
+            )
+            self._made[k] = made
+        return made
+
+    @cached_property
+    def columns(self) -> list[StoredColumn]:
+        return [self.column(k) for k in range(len(self.head.entries))]
+
+    @property
+    def fields(self) -> tuple[list[str], list[FieldKind]] | None:
+        return self.head.fields
 
     @cached_property
     def varying(self) -> tuple[list[bytes], list[StoredColumn]]:
@@ -300,7 +385,7 @@ class _Pattern:
         if not needle or self._edges is None:
             return None
         if self._edges & set(needle):
-            return self._member_matches(needle, rows) if self.how == JSON else None
+            return self._member_matches(needle, rows) if self.head.how == JSON else None
         # No occurrence reaches over the border of a value: it would hold the byte beside it.
         if any(needle in literal for literal in self.literals):
             return np.ones(len(rows), np.bool_)
@@ -354,51 +439,47 @@ class StoredRows:
 
     Parameters
     ----------
+    head : of the group
     data : the group's bytes
-    name : for error messages
-    longest_word : as :class:`Facts` says, where it is known
 
     Raises
     ------
     CorruptionError        from any method
     """
 
-    def __init__(self, data: memoryview, name: str, longest_word: int = LINE_BYTES_MAX) -> None:
-        self._longest_word = longest_word
-        stored, raw = np.frombuffer(data[: 2 * HEAD_BYTES], np.uint32).tolist()
-        begin = 2 * HEAD_BYTES
-        head = BlobReader(data[begin : begin + stored], name).get((0, stored, raw))[:raw]
-        try:
-            self._head: dict[str, Any] = orjson.loads(head.data)
-        except orjson.JSONDecodeError as error:
-            raise CorruptionError(name, 0, f"the head of a group does not parse: {error}") from error
-        self._name = name
-        self._blobs = BlobReader(data[begin + stored :], name)
-        self.n: int = self._head["n"]
+    def __init__(self, head: GroupHead, data: memoryview) -> None:
+        self._head = head
+        self._blobs = BlobReader(data[head.begin :], head.name)
+        self.n = head.n
+
+    @cached_property
+    def every_row(self) -> NDArray[np.int64]:
+        """Numbers of all rows; functions that get this very array know that nothing is to be chosen."""
+        return np.arange(self.n)
 
     @cached_property
     def ts_ns(self) -> NDArray[np.int64]:
         """(n,) int64."""
-        unit: int = self._head["unit"]
-        return self._blobs.ints(self._head["ts"], self.n) * unit
+        ts = self._blobs.ints(self._head.ts, self.n)
+        ts *= self._head.unit
+        return ts
 
     @cached_property
     def levels(self) -> NDArray[np.uint8]:
         """(n,) uint8."""
-        level = self._head["level"]
-        return np.full(self.n, level, np.uint8) if isinstance(level, int) else self._blobs.get(level)[: self.n]
+        level = self._head.level
+        return np.full(self.n, level, np.uint8) if isinstance(level, int) else self._blobs.get(level, 0)[: self.n]
 
     @cached_property
     def _ids(self) -> NDArray[np.uint8] | None:
         """Pattern of each row (the number of patterns = raw); None when there is one kind only."""
-        ids = self._head["text"].get("ids")
-        return self._blobs.get(ids)[: self.n] if ids else None
+        return self._blobs.get(self._head.ids, 0)[: self.n] if self._head.ids else None
 
     @cached_property
     def _place(self) -> NDArray[np.int64]:
         """Number of each row among those of its pattern."""
         if self._ids is None:
-            return np.arange(self.n)
+            return self.every_row
         place: NDArray[np.int64] = np.empty(self.n, np.int64)
         for k in range(len(self._patterns) + 1):
             rows = np.flatnonzero(self._ids == k)
@@ -408,45 +489,36 @@ class StoredRows:
     @cached_property
     def _patterns(self) -> list[_Pattern]:
         out = []
-        for k, entry in enumerate(self._head["text"]["patterns"]):
-            rows = np.arange(self.n) if self._ids is None else np.flatnonzero(self._ids == k)
-            out.append(_Pattern(entry, rows, self._blobs, lambda: self.ts_ns))
+        for k, head in enumerate(self._head.patterns):
+            rows = self.every_row if self._ids is None else np.flatnonzero(self._ids == k)
+            out.append(_Pattern(head, rows, self._blobs, lambda: self.ts_ns))
         return out
 
     @cached_property
     def _raw(self) -> Texts:
-        raw = self._head["text"].get("raw")
-        return self._blobs.texts(raw) if raw else Texts.of([])
+        return self._blobs.texts(self._head.raw) if self._head.raw else Texts.of([])
 
     # -- RowSource
 
-    @cached_property
+    @property
     def format(self) -> Format:
-        if "raw" in self._head["text"]:
-            return Format.UNKNOWN
-        hows = {pattern.how if pattern.fields is not None else 0 for pattern in self._patterns}
-        if len(hows) != 1:
-            return Format.UNKNOWN
-        return {JSON: Format.JSON, TEXT: Format.LOGFMT}.get(hows.pop(), Format.UNKNOWN)
+        return self._head.format
 
-    @cached_property
+    @property
     def field_names(self) -> tuple[str, ...]:
-        if self.format is Format.UNKNOWN:
-            return ()
-        known = [pattern.fields[0] for pattern in self._patterns if pattern.fields]
-        return tuple(dict.fromkeys(name for names in known for name in names))
+        return self._head.field_names
 
     @cached_property
     def metadata_names(self) -> tuple[str, ...]:
-        names = {entry["name"] for entry in self._head.get("meta", ())}
-        if self.levels.any():
+        names = {entry["name"] for entry in self._head.meta}
+        if self._head.level != 0 and self.levels.any():
             names.add(DETECTED_LEVEL)
         return tuple(sorted(names))
 
     def _parts(self, rows: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
         """(pattern, places in ``rows``, numbers among its own rows) of each pattern that any row has."""
         if self._ids is None:
-            return [(0, np.arange(len(rows)), rows)]
+            return [(0, rows if rows is self.every_row else np.arange(len(rows)), rows)]
         ids = self._ids[rows]
         out = []
         for k in np.unique(ids).tolist():
@@ -485,19 +557,32 @@ class StoredRows:
             assemble_lines(pool, starts, lengths, *text, offsets[:-1][at], offsets[1:][at], out)
         return Texts(out, offsets)
 
+    def line_sizes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        sizes = np.empty(len(rows), np.int64)
+        for k, at, own in self._parts(rows):
+            if k == len(self._patterns):
+                sizes[at] = np.diff(self._raw.offsets)[own]
+                continue
+            literals, varying = self._patterns[k].varying
+            total = np.full(len(own), sum(map(len, literals)))
+            for column in varying:
+                total += column.lengths(own)
+            sizes[at] = total
+        return sizes
+
     def field(self, name: str, rows: NDArray[np.int64]) -> Column | None:
         if name not in self.field_names:
             return None
         parts: list[tuple[NDArray[np.int64], Column | None]] = []
         for k, at, own in self._parts(rows):
             names, kinds = self._patterns[k].fields or ([], [])
-            column = self._patterns[k].columns[names.index(name)] if name in names else None
+            column = self._patterns[k].column(names.index(name)) if name in names else None
             parts.append((at, column.column(kinds[names.index(name)], own) if column else None))
-        return _join(parts, len(rows))
+        return join_columns(parts, len(rows))
 
     def metadata(self, name: str, rows: NDArray[np.int64]) -> Column | None:
         column = None
-        for entry in self._head.get("meta", ()):
+        for entry in self._head.meta:
             if entry["name"] == name:
                 column = self._metadata(entry, rows)
         return level_column(self.levels[rows], column) if name == DETECTED_LEVEL else column
@@ -505,17 +590,17 @@ class StoredRows:
     def _metadata(self, entry: dict[str, Any], rows: NDArray[np.int64]) -> Column | None:
         n = entry["n"]
         having = self._blobs.ints(entry["rows"], n) if "rows" in entry else np.arange(n)
-        stored = StoredColumn(entry["col"], n, self._blobs, (), lambda: self.ts_ns[having])
+        stored = StoredColumn(entry["col"], n, self._blobs, _no_column, lambda: self.ts_ns[having])
         own = np.searchsorted(having, rows)
         own[own == n] = 0
         at = np.flatnonzero(having[own] == rows)
         if not len(at):
             return None
-        return _join([(at, stored.column(FieldKind.TEXT, own[at]))], len(rows))
+        return join_columns([(at, stored.column(FieldKind.TEXT, own[at]))], len(rows))
 
     def matches(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         out = np.zeros(len(rows), np.bool_)
-        if self._longest_word < len(needle) and needle.isalnum() and needle.isascii():
+        if self._head.longest_word < len(needle) and needle.isalnum() and needle.isascii():
             for k, at, own in self._parts(rows):
                 for column in self._patterns[k].columns if k < len(self._patterns) else ():
                     if column.hex_width:  # nothing else has so long a word
@@ -536,7 +621,7 @@ class StoredRows:
         rows = np.arange(self.n)
         pools, starts, lengths = [], [], []
         base = 0
-        for entry in self._head.get("meta", ()):
+        for entry in self._head.meta:
             column = self._metadata(entry, rows)
             if column is None:
                 continue
@@ -559,27 +644,3 @@ class StoredRows:
         offsets = np.zeros(self.n + 1, np.int64)
         np.cumsum(flat.sum(axis=1), out=offsets[1:])
         return Texts(made.data, offsets)
-
-
-def _join(parts: list[tuple[NDArray[np.int64], Column | None]], n: int) -> Column | None:
-    """One column over n rows from columns over some of them."""
-    held = [(at, column) for at, column in parts if column is not None]
-    if not held:
-        return None
-    if len(parts) == 1 and len(held[0][0]) == n:
-        return held[0][1]
-    starts, lengths, present = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.bool_)
-    pools = []
-    base = 0
-    for at, column in held:
-        texts = column.texts()
-        starts[at], lengths[at] = texts.offsets[:-1] + base, np.diff(texts.offsets)
-        present[at] = True if column.present is None else column.present
-        pools.append(texts.data)
-        base += len(texts.data)
-    return Column(
-        max(column.kind for _, column in held) if len({c.kind for _, c in held}) > 1 else held[0][1].kind,
-        plain=gather(np.concatenate(pools), starts, lengths),
-        present=None if present.all() else present,
-        escaped=any(column.escaped for _, column in held),
-    )

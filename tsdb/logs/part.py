@@ -6,8 +6,11 @@ stays in memory: which streams have how many rows of what time range in which gr
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -26,10 +29,14 @@ from tsdb.kernels.log_head import BITS_PER_VALUE, bloom_add, bloom_ask
 from tsdb.logs.blobs import BlobReader, BlobWriter
 from tsdb.logs.columns import Spans
 from tsdb.logs.frame import ROWS_MAX, Texts, gather
-from tsdb.logs.group import Entries, StoredRows, encode_group
+from tsdb.logs.group import Entries, GroupHead, StoredRows, encode_group
+from tsdb.logs.rows import join_texts
 
 GROUP_BYTES_MAX = 8 << 20
 """Most raw bytes of a group's lines: what a reader decodes at once."""
+
+HEADS_MAX = 2048
+"""Heads of groups in memory: 16 M rows, about 30 MB."""
 
 DATA, INDEX, BLOOM = "data", "index", "bloom"
 _HEAD = struct.Struct("<II")
@@ -171,6 +178,31 @@ class Runs(NamedTuple):
     bytes: NDArray[np.int64]
 
 
+class _Heads:
+    """The heads of the groups that were read last, by all stores of the process: parsed and verified once."""
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[tuple[int, int], GroupHead] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, part: int, group: int) -> GroupHead | None:
+        with self._lock:
+            head = self._held.get((part, group))
+            if head is not None:
+                self._held.move_to_end((part, group))
+            return head
+
+    def put(self, part: int, group: int, head: GroupHead) -> None:
+        with self._lock:
+            self._held[part, group] = head
+            while len(self._held) > HEADS_MAX:
+                self._held.popitem(last=False)
+
+
+_heads = _Heads()
+_serials = itertools.count()
+
+
 class Part:
     """A part opened for reading.
 
@@ -185,6 +217,7 @@ class Part:
 
     def __init__(self, store: BlockStore, meta: BlockMeta, registry: SeriesRegistry) -> None:
         self.meta = meta
+        self._serial = next(_serials)
         self._container = Container(store.open(meta.key), meta.key)
         if self._container.crc != meta.crc:
             raise CorruptionError(meta.key, 0, "not the object that the manifest names")
@@ -202,6 +235,7 @@ class Part:
         group, stream, rows, min_ns, span, size = (blobs.ints(entry, runs) for entry in head["runs"])
         self.runs = Runs(group, refs[stream].astype(np.int64), rows, min_ns, min_ns + span, size)
         self._first_run = np.searchsorted(group, np.arange(groups + 1))
+        self.run_counts = np.diff(self._first_run)
         self.refs = refs
 
     def __len__(self) -> int:
@@ -247,17 +281,21 @@ class Part:
         CorruptionError        one of its frames is damaged
         """
         first, size = int(self._offset[group]), int(self._size[group])
+        data = self._container.array(DATA).data[first : first + size]
+        known = _heads.get(self._serial, group)
+        if known is not None:
+            return StoredRows(known, data)
         wanted = np.zeros(self._container.frame_count(DATA), np.uint8)
         wanted[first // FRAME_BYTES : -(-(first + size) // FRAME_BYTES)] = 1
         bad = np.flatnonzero(self._container.bad_frames(DATA, wanted))
         if len(bad):
             offset = self._container.frame_offset(DATA, int(bad[0]))
             raise CorruptionError(self.meta.key, offset, f"group {group} has a damaged frame")
-        data = self._container.array(DATA).data[first : first + size]
-        rows = StoredRows(data, f"{self.meta.key} group {group}", int(self._longest[group]))
-        if rows.n != int(self.rows[group]):
+        head = GroupHead(data, f"{self.meta.key} group {group}", int(self._longest[group]))
+        if head.n != int(self.rows[group]):
             raise CorruptionError(self.meta.key, first, f"group {group} has another number of rows")
-        return rows
+        _heads.put(self._serial, group, head)
+        return StoredRows(head, data)
 
     def runs_in(self, group: int) -> slice:
         """The runs of a group, one a stream, in the order of its rows."""
@@ -280,12 +318,3 @@ class Part:
             join_texts(metadata),
             np.concatenate([source.levels for source in sources]),
         )
-
-
-def join_texts(parts: Sequence[Texts]) -> Texts:
-    """Texts of many one behind the other."""
-    sizes = np.concatenate([np.diff(part.offsets) for part in parts])
-    offsets = np.zeros(len(sizes) + 1, np.int64)
-    np.cumsum(sizes, out=offsets[1:])
-    used = [part.data[int(part.offsets[0]) : int(part.offsets[-1])] for part in parts]
-    return Texts(np.concatenate([*used, np.zeros(64, np.uint8)]), offsets)

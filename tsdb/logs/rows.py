@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tsdb.logs.frame import DETECTED_LEVEL, LEVELS, Column, FieldKind, Format, Texts, contains, gather
+from tsdb.logs.frame import DETECTED_LEVEL, LEVELS, PAD_BYTES, Column, FieldKind, Format, Texts, contains, gather
 
 SEPARATOR = 0xFF
 """Behind each name and each value of structured metadata; never occurs in UTF-8."""
@@ -78,6 +79,39 @@ def level_column(levels: NDArray[np.uint8], explicit: Column | None) -> Column |
     return Column(FieldKind.TEXT, plain=gather(data, starts, lengths), present=None if present.all() else present)
 
 
+def join_columns(parts: list[tuple[NDArray[np.int64], Column | None]], n: int) -> Column | None:
+    """One column over n rows from columns over some of them."""
+    held = [(at, column) for at, column in parts if column is not None]
+    if not held:
+        return None
+    if len(parts) == 1 and len(held[0][0]) == n:
+        return held[0][1]
+    starts, lengths, present = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.bool_)
+    pools = []
+    base = 0
+    for at, column in held:
+        texts = column.texts()
+        starts[at], lengths[at] = texts.offsets[:-1] + base, np.diff(texts.offsets)
+        present[at] = True if column.present is None else column.present
+        pools.append(texts.data)
+        base += len(texts.data)
+    return Column(
+        max(column.kind for _, column in held) if len({c.kind for _, c in held}) > 1 else held[0][1].kind,
+        plain=gather(np.concatenate(pools), starts, lengths),
+        present=None if present.all() else present,
+        escaped=any(column.escaped for _, column in held),
+    )
+
+
+def join_texts(parts: Sequence[Texts]) -> Texts:
+    """Texts of many one behind the other."""
+    sizes = np.concatenate([np.diff(part.offsets) for part in parts])
+    offsets = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=offsets[1:])
+    used = [part.data[int(part.offsets[0]) : int(part.offsets[-1])] for part in parts]
+    return Texts(np.concatenate([*used, np.zeros(PAD_BYTES, np.uint8)]), offsets)
+
+
 class PlainRows:
     """Uncompressed entries.
 
@@ -136,6 +170,9 @@ class PlainRows:
     def lines(self, rows: NDArray[np.int64]) -> Texts:
         starts = self._line_offsets[rows]
         return gather(self._line_data, starts, self._line_offsets[rows + 1] - starts)
+
+    def line_sizes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.diff(self._line_offsets)[rows]
 
     def field(self, name: str, rows: NDArray[np.int64]) -> Column | None:  # noqa: ARG002
         return None

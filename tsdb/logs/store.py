@@ -28,7 +28,8 @@ from tsdb.limits import SeriesLimits
 from tsdb.logs.batch import LogBatch, decode_rows, encode_batch
 from tsdb.logs.buffer import BATCH_BYTES_MAX, BATCH_ROWS_MAX, LINE_BYTES_FULL, ROWS_FULL, Buffer
 from tsdb.logs.frame import ROWS_MAX, IndexStats, LogFrame, gather
-from tsdb.logs.part import Part, Rows, join_texts, write_part
+from tsdb.logs.part import Part, Rows, write_part
+from tsdb.logs.rows import join_texts
 from tsdb.manifest import ManifestStore
 from tsdb.matchers import Matcher, MatchOp
 from tsdb.wal.framing import Record
@@ -412,19 +413,20 @@ class LogStore:
         """
         buffers, parts = self._view
         wanted = self._wanted(matchers)
-        queue: list[tuple[int, int, int, Part | Buffer, object]] = []
+        queue: list[tuple[int, int, int, Part | Buffer, object, bool]] = []
         for number, part in enumerate(parts):
             runs = part.runs_of(wanted, start_ns, end_ns)
             if not len(runs):
                 continue
-            groups, first = np.unique(part.runs.group[runs], return_index=True)
+            groups, first, count = np.unique(part.runs.group[runs], return_index=True, return_counts=True)
             lows = np.minimum.reduceat(part.runs.min_ns[runs], first)
             highs = np.maximum.reduceat(part.runs.max_ns[runs], first)
+            whole = (count == part.run_counts[groups]) & (lows >= start_ns) & (highs < end_ns)
             if needles:
                 maybe = part.may_hold(needles, groups)
-                groups, lows, highs = groups[maybe], lows[maybe], highs[maybe]
-            for group, low, high in zip(groups.tolist(), lows.tolist(), highs.tolist(), strict=True):
-                queue.append((low, high, number, part, group))
+                groups, lows, highs, whole = groups[maybe], lows[maybe], highs[maybe], whole[maybe]
+            for low, high, group, every in zip(*(a.tolist() for a in (lows, highs, groups, whole)), strict=True):
+                queue.append((low, high, number, part, group, every))
         for number, buffer in enumerate(buffers):
             rows = buffer.find(wanted, start_ns, end_ns)
             if not len(rows):
@@ -434,12 +436,12 @@ class LogStore:
             for first_row in range(0, len(rows), ROWS_MAX):
                 chunk = rows[first_row : first_row + ROWS_MAX]
                 ts = buffer.ts_ns()[chunk[[0, -1]]].tolist()
-                queue.append((ts[0], ts[1], len(parts) + number, buffer, chunk))
+                queue.append((ts[0], ts[1], len(parts) + number, buffer, chunk, False))
         if backward:
             queue.sort(key=lambda item: (-item[1], -item[2]))
         else:
             queue.sort(key=lambda item: (item[0], item[2]))
-        for k, (_, _, _, holder, what) in enumerate(queue):
+        for k, (_, _, _, holder, what, whole_group) in enumerate(queue):
             following = queue[k + 1] if k + 1 < len(queue) else None
             if following is None:
                 frontier = start_ns - 1 if backward else end_ns
@@ -450,7 +452,9 @@ class LogStore:
                 frame = self._frame_of_buffer(holder, what, frontier)
             else:
                 assert isinstance(what, int)
-                frame = self._frame_of_group(holder, what, wanted, start_ns, end_ns, frontier, ordered=ordered)
+                frame = self._frame_of_group(
+                    holder, what, wanted, start_ns, end_ns, frontier, whole=whole_group, ordered=ordered
+                )
             if len(frame):
                 yield frame
 
@@ -470,17 +474,17 @@ class LogStore:
         end_ns: int,
         frontier_ns: int,
         *,
+        whole: bool,
         ordered: bool,
     ) -> LogFrame:
+        """Wanted rows of a group; ``whole`` = all of them are wanted and in the range."""
         group = part.open(number)
         runs = part.runs_in(number)
-        refs, ts_ns = part.runs.ref[runs], group.ts_ns
+        refs, ts_ns, rows = part.runs.ref[runs], group.ts_ns, group.every_row
         stream_row = np.repeat(np.arange(len(refs), dtype=np.int32), part.runs.rows[runs])
-        known = refs < len(wanted)
-        hit = known & (wanted[np.where(known, refs, 0)] != 0)
-        inside = part.runs.min_ns[runs].min() >= start_ns and part.runs.max_ns[runs].max() < end_ns
-        rows = np.arange(group.n)
-        if not (inside and hit.all()):
+        if not whole:
+            known = refs < len(wanted)
+            hit = known & (wanted[np.where(known, refs, 0)] != 0)
             rows = np.flatnonzero(hit[stream_row] & (ts_ns >= start_ns) & (ts_ns < end_ns))
             ts_ns, stream_row = ts_ns[rows], stream_row[rows]
             used = np.bincount(stream_row, minlength=len(refs)) > 0

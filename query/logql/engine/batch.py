@@ -88,6 +88,10 @@ class Batch:
             return self.frame.lines()
         return self._lines
 
+    def line_sizes(self) -> NDArray[np.int64]:
+        """(n,) bytes of each line as it is now."""
+        return self.frame.line_sizes() if self._lines is None else np.diff(self._lines.offsets)
+
     def lines_of(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Texts:
         """Some of the lines as they are now."""
         if self._lines is None:

@@ -33,6 +33,7 @@ from query.logql.ast import (
 )
 from query.logql.engine.batch import Batch
 from query.logql.engine.entries import Scanned
+from query.logql.engine.samples import Samples, Sorted, Windowed
 from query.logql.engine.series import SeriesNumbers
 from query.logql.engine.stages import needles_of, number_of, run_stages
 from query.logql.engine.wanted import wanted_labels
@@ -40,13 +41,16 @@ from query.logql.units import NS
 from query.promql import ast as promql
 from query.promql.ast import VectorSelector
 from query.storage import FrameSelection
-from tsdb.frame import SeriesFrame
 from tsdb.logs.frame import LogReader
 
 Value = Grid | Scalar
 
+_NO_WEIGHTS = np.zeros(0)
 _NOTHING = promql.NumberLiteral(0.0)
 _WINDOW_FUNCTIONS = {"rate": "sum_over_time", "rate_counter": "rate"}
+_ORDER_FREE = frozenset(("quantile_over_time", "min_over_time", "max_over_time"))
+"""Functions whose result does not depend on the order of the values, to the last bit."""
+
 _SUMMED = frozenset(("count_over_time", "rate", "bytes_over_time", "bytes_rate"))
 
 
@@ -176,17 +180,20 @@ class MetricEvaluator:
         ctx.reserve(2, steps.count + 1)
         weigh = op.startswith("bytes")
         sums = np.zeros((1, steps.count + 1)) if weigh else counts
-        first = steps.first_ms - log_range.offset_ns
-        for batch in self._batches(log_range, wanted, lambda batch: run_stages(batch, query.stages, self._now_ns)):
-            series = numbers.number(batch)
+        windows = (steps.first_ms - log_range.offset_ns, steps.step_ms, log_range.range_ns)
+
+        def add(ts_ns: NDArray[np.int64], series: NDArray[np.int32], weights: NDArray[np.float64]) -> None:
+            nonlocal counts, sums
             if len(numbers) > len(counts):
                 rows = max(len(numbers), 2 * len(counts))
                 ctx.reserve(rows - len(counts), 2 * (steps.count + 1))
                 counts = _grown(counts, rows)
                 sums = _grown(sums, rows) if weigh else counts
-            weights = np.diff(batch.lines().offsets).astype(np.float64) if weigh else np.zeros(0)
-            windows = (first, steps.step_ms, log_range.range_ns)
-            add_to_windows(batch.frame.ts_ns, series, weights, *windows, counts, sums)
+            add_to_windows(ts_ns, series, weights, *windows, counts, sums)
+
+        for batch in self._batches(log_range, wanted, lambda batch: run_stages(batch, query.stages, self._now_ns)):
+            series = numbers.number(batch)
+            add(batch.frame.ts_ns, series, batch.line_sizes().astype(np.float64) if weigh else _NO_WEIGHTS)
         n = len(numbers)
         if not n:
             return _no_series(ctx, steps.count)
@@ -203,18 +210,16 @@ class MetricEvaluator:
         """Aggregations of the values of a label."""
         ctx, steps = self._ctx, self._steps
         numbers = SeriesNumbers(grouping, (unwrap.name,), ctx.limits.series_max)
-        pieces = self._samples(log_range, unwrap, numbers, grouping)
-        if not pieces:
+        samples = Windowed(steps, log_range) if expr.op in _ORDER_FREE else Sorted()
+        self._collect(log_range, unwrap, numbers, grouping, samples)
+        if not len(numbers):
             return _no_series(ctx, steps.count)
-        series, ts_ns, values = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-        order = by_series_and_time(series, ts_ns)
-        offsets = np.zeros(len(numbers) + 1, np.int64)
-        np.cumsum(np.bincount(series, minlength=len(numbers)), out=offsets[1:])
         labels = numbers.table(ctx.symbols)
-        frame = SeriesFrame(labels, offsets, ts_ns[order], values[order])
+        frame = samples.frame(labels)
+        size = len(frame.ts_ms)
         end = steps.first_ms - log_range.offset_ns
         no_drop = np.zeros(len(labels), np.bool_)
-        vector = RangeVector(labels, FrameSelection(frame), len(ts_ns), no_drop, log_range.range_ns, end, steps.step_ms)
+        vector = RangeVector(labels, FrameSelection(frame), size, no_drop, log_range.range_ns, end, steps.step_ms)
         params = np.full(steps.count, 0.0 if expr.param is None else expr.param)
         func = _WINDOW_FUNCTIONS.get(expr.op, expr.op)
         grid = evaluate_call(ctx, WindowCall(func, vector, steps, params), expr.span)
@@ -224,13 +229,17 @@ class MetricEvaluator:
             grid.values *= NS / 1000  # the kernel takes a thousand units for a second
         return Grid(grid.labels, grid.values, grid.present, np.zeros(len(grid), np.bool_))
 
-    def _samples(
-        self, log_range: LogRange, unwrap: Unwrap, numbers: SeriesNumbers, grouping: Grouping | None
-    ) -> list[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float64]]]:
-        """(series, time, value) of all lines with the label."""
+    def _collect(
+        self,
+        log_range: LogRange,
+        unwrap: Unwrap,
+        numbers: SeriesNumbers,
+        grouping: Grouping | None,
+        samples: Samples,
+    ) -> None:
+        """Add the values of all lines with the label."""
         ctx, query = self._ctx, log_range.query
         wanted = wanted_labels(query.stages, unwrap, grouping)
-        pieces = []
 
         def unwrapped(batch: Batch) -> None:
             run_stages(batch, query.stages, self._now_ns)
@@ -240,10 +249,9 @@ class MetricEvaluator:
 
         for batch in self._batches(log_range, wanted, unwrapped):
             assert batch.samples is not None
-            pieces.append((numbers.number(batch), batch.frame.ts_ns, batch.samples))
+            samples.add(numbers.number(batch), batch.frame.ts_ns, batch.samples)
             ctx.stats.samples += len(batch)
             ctx.hold(len(batch))
-        return pieces
 
 
 def unwrap_values(batch: Batch, unwrap: Unwrap) -> None:
@@ -266,14 +274,6 @@ def unwrap_values(batch: Batch, unwrap: Unwrap) -> None:
         bad &= ~(column.map(lambda text: float(text.lower() in ("nan", "+nan", "-nan")), 0.0) > 0)
         batch.fail(bad, "SampleExtractionErr", f"cannot read {unwrap.name} as a number")
     batch.samples = values
-
-
-def by_series_and_time(series: NDArray[np.int32], ts_ns: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Order by series, then time, then arrival. Lines come nearly sorted by time, and 16-bit numbers sort by radix."""
-    order = np.argsort(ts_ns, kind="stable")
-    numbers = series[order]
-    narrow = numbers.astype(np.uint16) if len(numbers) and int(numbers.max()) < 1 << 16 else numbers
-    return order[np.argsort(narrow, kind="stable")]
 
 
 def _grown(array: NDArray[np.float64], rows: int) -> NDArray[np.float64]:

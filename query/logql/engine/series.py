@@ -95,12 +95,14 @@ class SeriesNumbers:
         return numbers[frame.stream_row]
 
     def _number_one(self, name: str, codes: NDArray[np.int32], texts: Sequence[str]) -> NDArray[np.int32]:
-        seen = np.zeros(len(texts) + 1, np.bool_)
-        seen[codes] = True
-        numbers = np.zeros(len(texts) + 1, np.int32)
-        for code in np.flatnonzero(seen).tolist():
-            numbers[code] = self._of(((name, texts[code]),) if code < len(texts) else ())
-        return numbers[codes]
+        numbers = np.array([self._numbers.get(((name, text),), -1) for text in texts] + [-1], np.int32)
+        numbers[-1] = self._numbers.get((), -1)
+        found = numbers.take(codes, mode="wrap")  # -1 is the last
+        if (found < 0).any():  # only values that a line has make a series
+            for code in np.unique(codes[found < 0]).tolist():
+                numbers[code] = self._of(((name, texts[code]),) if code >= 0 else ())
+            found = numbers.take(codes, mode="wrap")
+        return found
 
     def _of(self, key: tuple[tuple[str, str], ...]) -> int:
         number = self._numbers.setdefault(key, len(self._numbers))

@@ -38,6 +38,9 @@ class _Source:
     def lines(self, rows: NDArray[np.int64]) -> Texts:
         return Texts.of([self._lines[row] for row in rows.tolist()])
 
+    def line_sizes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.diff(self.lines(rows).offsets)
+
     def field(self, name: str, rows: NDArray[np.int64]) -> Column | None:
         assert self._fields is not None
         return _column(self._fields, name, rows)

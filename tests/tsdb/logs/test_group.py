@@ -14,7 +14,7 @@ from tsdb.errors import CorruptionError
 from tsdb.kernels.log_split import JSON, TEXT, VALUES_MAX, split_lines
 from tsdb.logs.columns import spans_of
 from tsdb.logs.frame import FieldKind, Format, Texts
-from tsdb.logs.group import Entries, StoredRows, encode_group
+from tsdb.logs.group import Entries, GroupHead, StoredRows, encode_group
 
 scalars = st.one_of(
     st.text(max_size=12), st.integers(-(10**19), 10**19), st.floats(allow_nan=False, allow_infinity=False),
@@ -94,7 +94,7 @@ def group_of(texts: list[bytes], metadata: list[dict[str, str]] | None = None) -
     parts, size, _ = encode_group(Entries(ts_ns, spans_of(Texts.of(texts)), Texts.of(blobs), levels))
     data = b"".join(parts)
     assert len(data) == size
-    rows = StoredRows(memoryview(data), "test")
+    rows = StoredRows(GroupHead(memoryview(data), "test"), memoryview(data))
     assert rows.ts_ns.tolist() == ts_ns.tolist()
     return rows
 
@@ -236,7 +236,7 @@ def test_literals_of_typed_columns(needle: bytes) -> None:
 @pytest.mark.parametrize("n", [40, 1000, 1500, 2047, 4000])
 def test_ids_and_addresses_keep_their_types(n: int) -> None:
     texts = [b'{"id":"%032x","ip":"10.%d.%d.%d"}' % (i * 7919**8, i % 251, i % 241, i % 199) for i in range(n)]
-    columns = group_of(texts)._head["text"]["patterns"][0]["cols"]
+    columns = group_of(texts)._head.patterns[0].entries
     assert [column["t"] for column in columns] == ["hex", "ip"]
 
 
@@ -287,7 +287,7 @@ def test_lying_groups_raise() -> None:
         bad = bytearray(good)
         bad[at] ^= 1 << int(rng.integers(8))
         try:
-            rows = StoredRows(memoryview(bytes(bad)), "bad")
+            rows = StoredRows(GroupHead(memoryview(bytes(bad)), "bad"), memoryview(bytes(bad)))
             rows.lines(np.arange(rows.n))
         except (CorruptionError, ValueError, KeyError, TypeError, IndexError, AttributeError):
             pass
