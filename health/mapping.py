@@ -154,6 +154,26 @@ BUILT_IN: Mapping[str, SeriesMapping] = {
             latency="envoy_up_rq_time_bucket",
         ),
         SeriesMapping(
+            # made of nginx' access lines at ingest (docs/logs.md): one attempt an item of $upstream_addr
+            name="nginx_upstream",
+            service="site",
+            endpoint="upstream_addr",
+            observer=("host",),
+            counters=(
+                CounterRule(
+                    "nginx_upstream_requests_total",
+                    Counts.SUCCESS,
+                    (
+                        Where("status_class", re.compile("5xx"), Counts.ERROR),
+                        # no answer because the client went first: nobody's fault
+                        Where("status_class", re.compile("none"), Counts.NOTHING),
+                    ),
+                ),
+                CounterRule("nginx_upstream_connect_failures_total", Counts.CONNECT_FAIL),
+            ),
+            latency="nginx_upstream_response_time_seconds_bucket",
+        ),
+        SeriesMapping(
             name="generic",
             service="service",
             endpoint="endpoint",
@@ -172,7 +192,7 @@ BUILT_IN: Mapping[str, SeriesMapping] = {
 }
 """Mappings that a configuration names instead of writing them out."""
 
-DEFAULT_MAPPINGS = ("envoy_endpoint", "envoy_access_log_latency", "generic")
+DEFAULT_MAPPINGS = ("envoy_endpoint", "envoy_access_log_latency", "nginx_upstream", "generic")
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ from tsdb.wal.log import SYNC_BUCKETS_S
 if TYPE_CHECKING:
     from ingest.scrape import Scraper
     from meshpulse.health import HealthParts
+    from meshpulse.nginx import NginxParts
     from meshpulse.runtime import Runtime
     from tsdb.db import TSDB
 
@@ -78,6 +79,8 @@ class _Ours(Collector):
             yield from self._scrapes(runtime.parts.scraper)
         if runtime.parts.health:
             yield from self._health(runtime.parts.health)
+        if runtime.parts.nginx:
+            yield from self._nginx(runtime.parts.nginx)
         parts = runtime.parts
         yield self._responses(
             parts.push_api.stats.responses
@@ -150,6 +153,22 @@ class _Ours(Collector):
         if parts.lines is not None:
             text = "Events that were not written as log lines"
             yield _counter("health_log_lines_dropped", text, parts.lines.dropped)
+
+    def _nginx(self, parts: NginxParts) -> Iterator[Metric]:
+        derived = parts.stats()
+        yield _counter("nginx_counted_lines", "Lines of nginx that were counted", derived.lines)
+        yield _counter("nginx_unparsed_lines", "... that have not the form they should have", derived.unparsed)
+        if parts.tailer is None:
+            return
+        stats = parts.tailer.stats
+        yield _gauge("nginx_files", "Files of nginx that are followed", stats.files)
+        yield _gauge("nginx_unread_bytes", "Bytes of these files that wait to be read", stats.unread_bytes)
+        yield _counter("nginx_read_lines", "Lines read from files and stored", stats.lines)
+        yield _counter("nginx_read_bytes", "Bytes read from files and stored", stats.bytes)
+        yield _counter("nginx_replaced_lines", "Lines that were no UTF-8 and were mended", stats.replaced)
+        yield _counter("nginx_busy", "Rounds put off because the store was busy", stats.busy)
+        yield _counter("nginx_rotations", "Files whose path came to lead elsewhere", stats.rotations)
+        yield _counter("nginx_truncations", "Files that were truncated", stats.truncations)
 
     def _log_queries(self, stats: LokiApiStats) -> Iterator[Metric]:
         yield _histogram(

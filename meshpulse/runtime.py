@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from meshpulse.config import Config, milliseconds
 from meshpulse.edge import Edge, EdgeLimits
 from meshpulse.exemplars import ExemplarReader
 from meshpulse.health import HealthParts, build_health
+from meshpulse.nginx import NginxParts, build_nginx
 from meshpulse.query_log import QueryLog
 from meshpulse.startup import Phase, Progress
 from meshpulse.status import Status
@@ -200,6 +202,7 @@ class Parts:
     admin_api: AdminApi
     scraper: Scraper | None
     health: HealthParts | None
+    nginx: NginxParts | None
     executors: tuple[ThreadPoolExecutor, ...]
 
 
@@ -252,6 +255,7 @@ class Runtime:
         log_engine = LogEngine(query_limits(self.config), self._clock)
         scraper = self._scraper(db, scrape_threads)
         writer = SampleWriter(self._clock, self.tally, time_limits(self.config))
+        log_receiver = PushReceiver(self._clock, self.tally, push_limits(self.config))
         otlp = OtlpReceiver(writer, write_limits(self.config), self.config.otlp.delta)
         self.parts = Parts(
             db=db,
@@ -263,13 +267,14 @@ class Runtime:
             loki_api=self._loki_api(db, log_engine, query_threads),
             loki_push_api=LokiPushApi(
                 lambda name: db.tenant(name).logs,
-                PushReceiver(self._clock, self.tally, push_limits(self.config)),
+                log_receiver,
                 log_threads,
                 self.tally,
             ),
             admin_api=AdminApi(db, enabled=self.config.server.admin_api),
             scraper=scraper,
             health=build_health(self.config, db, engine, self._clock),
+            nginx=build_nginx(self.config, db, log_receiver, self._clock, self.tally),
             executors=(parse_threads, query_threads, scrape_threads, log_threads),
         )
 
@@ -349,6 +354,8 @@ class Runtime:
             self.parts.scraper.start()
         if self.parts and self.parts.health:
             self.parts.health.runner.start()
+        if self.parts and self.parts.nginx:
+            self.parts.nginx.start()
 
     def release_waiters(self) -> None:
         """Answer requests that are held until something changes: the program ends. On the event loop."""
@@ -361,6 +368,8 @@ class Runtime:
             await self.parts.health.close()
         if self.parts and self.parts.scraper:
             await self.parts.scraper.close(mark_stale=False)
+        if self.parts and self.parts.nginx:
+            await asyncio.to_thread(self.parts.nginx.close)
 
     def close(self) -> None:
         """Finish what is on its way, then sync and close the log."""

@@ -73,6 +73,8 @@ class Reason(StrEnum):
     # scrapes
     SCRAPE_FAILED = "scrape_failed"
     SCRAPE_LIMIT = "scrape_limit"
+    # followed files
+    FILE_UNREADABLE = "file_unreadable"
 
 
 class MeshpulseError(Exception):

@@ -209,6 +209,19 @@ class PushReceiver:
                 refusals.add(error.reason, str(error), max(1, int(per_stream[number])))
         return self._receive(store, tenant, spans, refs, refusals)
 
+    def entries(self, store: Streams, tenant: str, spans: Spans, refs: NDArray[np.int64]) -> Received:
+        """Entries that came another way than by a push, of streams that are resolved.
+
+        Parameters
+        ----------
+        refs : number of each stream that ``spans.streams`` names
+
+        Raises
+        ------
+        RateError, UnavailableError        nothing was kept
+        """
+        return self._receive(store, tenant, spans, refs, Refusals())
+
     def _check_entries(self, entries: int) -> None:
         if entries > self.limits.entries_max:
             raise LimitError(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,18 @@ class LogStoreStats:
     part_entries: int
     flushes: int
     compactions: int
+
+
+class Follower(Protocol):
+    """Sees every entry that a store takes in, once: what was there already does not come again, nor does a replay."""
+
+    def take(self, buffer: Buffer, first: int, last: int) -> None:
+        """Rows of a buffer that are new (committer thread: be quick, never raise). They stay readable."""
+        ...
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until there is room for more; False = there is none, the sender must come again."""
+        ...
 
 
 class _AppendOperation:
@@ -168,6 +180,7 @@ class LogStore:
         self._maintaining = threading.Lock()
         self._logged: NDArray[np.int64] = np.zeros(1024, np.int64)  # segment + 1 in which a stream was defined last
         self._replaying = _Replaying()
+        self.follower: Follower | None = None
         self.entries_appended = 0
         self.repeated = 0
         self.flushes = 0
@@ -220,6 +233,8 @@ class LogStore:
             with self._changed:
                 if not self._changed.wait_for(lambda: len(self._view.buffers) <= SEALED_MAX, WAIT_S):
                     raise OverloadedError("log buffers wait to be written to disk")
+        if self.follower and not self.follower.wait(WAIT_S):
+            raise OverloadedError("log entries wait to be counted")
         return self._log.submit(_AppendOperation(self, batch))
 
     def stream_records(self, refs: NDArray[np.uint32], segment: int) -> list[Record]:
@@ -241,7 +256,10 @@ class LogStore:
             self._seal()
             self._on_full()
         buffer = self._view.buffers[-1]
+        before = buffer.count
         added = buffer.append(batch, position)
+        if added and self.follower:
+            self.follower.take(buffer, before, before + added)
         self.entries_appended += added
         self.repeated += len(batch) - added
         return added

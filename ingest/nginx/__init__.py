@@ -1,0 +1,1 @@
+"""nginx' logs: files that are followed, and counters made of access and error lines wherever they come from."""
