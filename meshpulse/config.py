@@ -341,11 +341,20 @@ class HealthConfig(Section):
     topology: list[Any] = []
     topology_interval: Duration = timedelta(seconds=10)
     file_eds: list[Any] = []
+    grpc_listen: str = ""
+    load_report_interval: Duration = timedelta(seconds=2)
     write_series: bool = True
     write_logs: bool = True
     write_interval: Duration = timedelta(seconds=5)
 
-    @field_validator("interval", "topology_interval", "write_interval")
+    @field_validator("grpc_listen")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        if value:
+            split_listen(value)
+        return value
+
+    @field_validator("interval", "topology_interval", "write_interval", "load_report_interval")
     @classmethod
     def _not_too_short(cls, value: timedelta) -> timedelta:
         if value < timedelta(milliseconds=100):

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from health.adapters.file_eds import FileEds, parse_file
+from health.adapters.grpc_eds import GrpcEds
+from health.adapters.lrs import LoadReports
 from health.adapters.rest_eds import PATH as EDS_PATH
 from health.adapters.rest_eds import RestEds
 from health.api import PREFIX, HealthApi
@@ -35,6 +37,8 @@ class HealthParts:
     runner: HealthRunner
     api: HealthApi
     eds: RestEds
+    grpc_eds: GrpcEds
+    loads: LoadReports
     files: FileEds
     lines: EventLines | None
     executors: tuple[ThreadPoolExecutor, ...]
@@ -80,4 +84,5 @@ def build_health(config: Config, db: TSDB, engine: Engine, clock: Clock) -> Heal
     runner.followers.append(files)
     api = HealthApi(runner, wanted.tenant)
     Judgements(runner, tenant, beside, engine).add_to(api)
-    return HealthParts(runner, api, RestEds(runner), files, lines, (ticking, beside))
+    loads = LoadReports(tenant, clock, milliseconds(wanted.load_report_interval))
+    return HealthParts(runner, api, RestEds(runner), GrpcEds(runner), loads, files, lines, (ticking, beside))

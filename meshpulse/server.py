@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import structlog
 import uvicorn
@@ -26,6 +27,10 @@ from meshpulse.runtime import Runtime
 from meshpulse.startup import Phase, Progress, StoppedError
 from meshpulse.tls import TlsFiles
 from tsdb.errors import MeshpulseError
+
+if TYPE_CHECKING:
+    from meshpulse.health_grpc import HealthGrpcServer
+    from meshpulse.otlp_grpc import OtlpGrpcServer
 
 log = structlog.get_logger(__name__)
 
@@ -230,16 +235,13 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
         with contextlib.suppress(RuntimeError):  # the loop is gone when we were told to end meanwhile
             loop.call_soon_threadsafe(on_open)
 
-    otlp = None
-    if config.otlp.grpc_listen:
-        from meshpulse.otlp_grpc import OtlpGrpcError, OtlpGrpcServer  # gRPC costs 20 MB: only who listens pays
-
-        otlp = OtlpGrpcServer(runtime, guard)
-        try:
-            await otlp.start(config.otlp.grpc_listen, open_to_all=config.server.insecure or bool(tokens))
-        except OtlpGrpcError as error:
-            log.error("cannot start", reason=str(error))  # noqa: TRY400  # the reason says it all
-            return 2
+    grpc_servers = _grpc_servers(runtime, guard)
+    try:
+        for grpc_server in grpc_servers:
+            await grpc_server.start(open_to_all=config.server.insecure or bool(tokens))
+    except ListenRefusedError as error:
+        log.error("cannot start", reason=str(error))  # noqa: TRY400  # the reason says it all
+        return 2
     opener = threading.Thread(target=open_runtime, name="open", daemon=True)
     host, port = listener.getsockname()[:2]
     url = f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -252,8 +254,8 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
     await asyncio.to_thread(direct.close)
     for task in watching:
         task.cancel()
-    if otlp:
-        await otlp.stop(config.server.drain.total_seconds())
+    for grpc_server in grpc_servers:
+        await grpc_server.stop(config.server.drain.total_seconds())
     failed = progress.phase is Phase.FAILED
     await runtime.stop_loops()
     await asyncio.to_thread(opener.join, config.server.drain.total_seconds())
@@ -264,6 +266,20 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
     await asyncio.to_thread(runtime.close)
     log.info("ended")
     return 1 if failed else 0
+
+
+def _grpc_servers(runtime: Runtime, guard: Guard) -> list[OtlpGrpcServer | HealthGrpcServer]:
+    """Those of the configuration. gRPC costs 20 MB: only who listens pays."""
+    servers: list[OtlpGrpcServer | HealthGrpcServer] = []
+    if runtime.config.otlp.grpc_listen:
+        from meshpulse.otlp_grpc import OtlpGrpcServer
+
+        servers.append(OtlpGrpcServer(runtime, guard))
+    if runtime.config.health.enabled and runtime.config.health.grpc_listen:
+        from meshpulse.health_grpc import HealthGrpcServer
+
+        servers.append(HealthGrpcServer(runtime, guard))
+    return servers
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from meshpulse.demo.mesh import Upstream
 CLUSTER = "checkout"
 ENVOY = Path(sys.executable).parent / "envoy"
 _HTTP = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+_PROTOCOL = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _ROUTER = "envoy.extensions.filters.http.router.v3.Router"
 
 
@@ -35,53 +37,117 @@ def _address(port: int) -> dict[str, Any]:
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
 
-def bootstrap(name: str, admin: int, front: int, meshpulse: int, retries: int) -> dict[str, Any]:
-    action: dict[str, Any] = {"cluster": CLUSTER}
-    if retries:
-        action["retry_policy"] = {"retry_on": "5xx", "num_retries": retries}
-    route = {"match": {"prefix": "/"}, "route": action}
+def listener(front: int, routes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A front door: path prefix -> route action."""
     manager = {
         "@type": f"type.googleapis.com/{_HTTP}",
         "stat_prefix": "front",
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+        "route_config": {
+            "virtual_hosts": [
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    "routes": [{"match": {"prefix": prefix}, "route": action} for prefix, action in routes.items()],
+                }
+            ]
+        },
         "http_filters": [
             {"name": "envoy.filters.http.router", "typed_config": {"@type": f"type.googleapis.com/{_ROUTER}"}}
         ],
     }
     filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
-    control = {
+    return {"name": "front", "address": _address(front), "filter_chains": [{"filters": filters}]}
+
+
+REST = {
+    "resource_api_version": "V3",
+    "api_config_source": {
         "api_type": "REST",
         "transport_api_version": "V3",
         "cluster_names": ["meshpulse"],
         "refresh_delay": "0.01s",
         "request_timeout": "30s",
-    }
-    cluster: dict[str, Any] = {
-        "name": CLUSTER,
+    },
+}
+"""Where endpoints come from: REST EDS of the cluster ``meshpulse``."""
+GRPC_SERVICE = {
+    "api_type": "GRPC",
+    "transport_api_version": "V3",
+    "grpc_services": [{"envoy_grpc": {"cluster_name": "meshpulse_grpc"}}],
+}
+GRPC = {"resource_api_version": "V3", "api_config_source": GRPC_SERVICE}
+ADS = {"resource_api_version": "V3", "ads": {}}
+
+
+def eds_cluster(name: str, source: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """A cluster whose endpoints come from that source."""
+    return {
+        "name": name,
         "type": "EDS",
         "connect_timeout": "1s",
         "lb_policy": "ROUND_ROBIN",
-        "outlier_detection": {},  # with all its defaults, and blind to what is tried here
-        "track_cluster_stats": {"per_endpoint_stats": True},
-        "eds_cluster_config": {"eds_config": {"resource_api_version": "V3", "api_config_source": control}},
+        "eds_cluster_config": {"eds_config": dict(source)},
+        **more,
     }
-    static = {
-        "name": "meshpulse",
+
+
+def static_cluster(name: str, *ports: int, http2: bool = False) -> dict[str, Any]:
+    """A cluster of fixed endpoints."""
+    endpoints = [{"endpoint": {"address": _address(port)}} for port in ports]
+    cluster: dict[str, Any] = {
+        "name": name,
         "type": "STATIC",
         "connect_timeout": "1s",
-        "load_assignment": {
-            "cluster_name": "meshpulse",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(meshpulse)}}]}],
-        },
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
     }
+    if http2:
+        options = {"@type": f"type.googleapis.com/{_PROTOCOL}", "explicit_http_config": {"http2_protocol_options": {}}}
+        cluster["typed_extension_protocol_options"] = {_PROTOCOL: options}
+    return cluster
+
+
+def document(name: str, admin: int, front: dict[str, Any], clusters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A whole bootstrap."""
     return {
         "node": {"id": name, "cluster": "test"},
         "admin": {"address": _address(admin)},
-        "static_resources": {
-            "listeners": [{"name": "front", "address": _address(front), "filter_chains": [{"filters": filters}]}],
-            "clusters": [cluster, static],
-        },
+        "static_resources": {"listeners": [front], "clusters": list(clusters)},
     }
+
+
+def bootstrap(name: str, admin: int, front: int, meshpulse: int, retries: int, grpc: int = 0) -> dict[str, Any]:
+    """One proxy of the mesh: endpoints by REST and counters to be scraped; or, with a port, both by gRPC."""
+    action: dict[str, Any] = {"cluster": CLUSTER}
+    if retries:
+        action["retry_policy"] = {"retry_on": "5xx", "num_retries": retries}
+    more: dict[str, Any] = {"outlier_detection": {}}  # with all its defaults, and blind to what is tried here
+    if not grpc:  # it excludes load reports
+        more["track_cluster_stats"] = {"per_endpoint_stats": True}
+    clusters = [
+        eds_cluster(CLUSTER, GRPC if grpc else REST, **more),
+        static_cluster("meshpulse", meshpulse),
+        static_cluster("meshpulse_grpc", grpc or 1, http2=True),
+    ]
+    made = document(name, admin, listener(front, {"/": action}), clusters)
+    if grpc:
+        made["cluster_manager"] = {"load_stats_config": GRPC_SERVICE}
+    return made
+
+
+@contextlib.contextmanager
+def envoy(folder: Path, config: Mapping[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
+    """A running Envoy."""
+    name = config["node"]["id"]
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps(config))
+    command = [ENVOY, "-c", file, "--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"]
+    with (folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 class EnvoyMesh:
@@ -93,14 +159,15 @@ class EnvoyMesh:
     sent, failed : requests so far, and those that were not answered by 200
     """
 
-    def __init__(self, folder: Path, envoys: int, upstreams: int, rps: float) -> None:
+    def __init__(self, folder: Path, envoys: int, upstreams: int, rps: float, *, grpc: bool = False) -> None:
         self.folder = folder
         self.rps = rps
         self.upstreams = [Upstream(chr(ord("a") + i), 0.002) for i in range(upstreams)]
-        ports = free_ports(2 * envoys + 1)
-        self.meshpulse, self.admins, self.fronts = ports[0], ports[1 : envoys + 1], ports[envoys + 1 :]
+        ports = free_ports(2 * envoys + 2)
+        self.meshpulse, self.grpc = ports[0], ports[1] if grpc else 0
+        self.admins, self.fronts = ports[2 : envoys + 2], ports[envoys + 2 :]
         self.sent = self.failed = 0
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._envoys = contextlib.ExitStack()
         self._traffic: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> EnvoyMesh:
@@ -112,10 +179,7 @@ class EnvoyMesh:
         for task in self._traffic:
             task.cancel()
         await asyncio.gather(*self._traffic, return_exceptions=True)
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            process.wait(10)
+        self._envoys.close()
         for upstream in self.upstreams:
             await upstream.end()
 
@@ -132,22 +196,22 @@ class EnvoyMesh:
         targets = [f"127.0.0.1:{admin}" for admin in self.admins]
         job = {"job_name": "envoy", "metrics_path": "/stats/prometheus", "params": {"filter": ["endpoint"]},
                "static_configs": [{"targets": targets}]}  # fmt: skip
+        health = {"policies": [policy], "topology": [{"file": str(topology)}], "topology_interval": "1s"}
+        if self.grpc:
+            health["grpc_listen"] = f"127.0.0.1:{self.grpc}"
         return json.dumps(
             {
                 "global": {"scrape_interval": "2s", "scrape_timeout": "2s"},
                 "storage": {"free_bytes_min": 0, "free_fraction_min": 0},
-                "scrape_configs": [job],
-                "health": {"policies": [policy], "topology": [{"file": str(topology)}], "topology_interval": "1s"},
+                "scrape_configs": [] if self.grpc else [job],
+                "health": health,
             }
         )
 
     def start_envoys(self, retries: int = 0) -> None:
         for i, (admin, front) in enumerate(zip(self.admins, self.fronts, strict=True)):
-            file = self.folder / f"envoy-{i}.json"
-            file.write_text(json.dumps(bootstrap(f"envoy-{i}", admin, front, self.meshpulse, retries)))
-            command = [ENVOY, "-c", file, "--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"]
-            with (self.folder / f"envoy-{i}.log").open("wb") as log:
-                self._processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+            config = bootstrap(f"envoy-{i}", admin, front, self.meshpulse, retries, self.grpc)
+            self._envoys.enter_context(envoy(self.folder, config))
 
     async def start_traffic(self, client: aiohttp.ClientSession) -> None:
         """Send to every Envoy, as soon as all of them answer."""

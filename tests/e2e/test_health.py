@@ -36,8 +36,8 @@ def all_healthy(server: Server) -> bool:
     return len(found) == 6 and set(found.values()) == {"healthy"}
 
 
-async def closed_loop(folder: Path, envoys: int, rps: float) -> None:
-    async with aiohttp.ClientSession() as client, EnvoyMesh(folder, envoys, 6, rps) as mesh:
+async def closed_loop(folder: Path, envoys: int, rps: float, *, grpc: bool = False) -> None:
+    async with aiohttp.ClientSession() as client, EnvoyMesh(folder, envoys, 6, rps, grpc=grpc) as mesh:
         listen = ("--listen", f"127.0.0.1:{mesh.meshpulse}")
         server = await asyncio.to_thread(Server(folder, mesh.config(POLICY), listen).__enter__)
         try:
@@ -77,6 +77,11 @@ async def closed_loop(folder: Path, envoys: int, rps: float) -> None:
 
 def test_two_envoys(tmp_path: Path) -> None:
     asyncio.run(closed_loop(tmp_path, 2, 100.0))
+
+
+def test_load_reports_and_endpoints_over_grpc(tmp_path: Path) -> None:
+    """Nothing is scraped: proxies report what they sent where, and are told where not to send, on one port."""
+    asyncio.run(closed_loop(tmp_path, 2, 100.0, grpc=True))
 
 
 async def hard_cases(folder: Path) -> None:

@@ -45,10 +45,11 @@ class Bench:
         self.eds = RestEds(self.runner, hold_s=0.2)
         self.file = folder / "eds.json"
 
-    async def ask(self, version: str = "", node: str = "n1", **more: Any) -> Reply:
+    async def ask(self, version: str = "", node: str = "n1", port: int = 0, **more: Any) -> Reply:
         body = {"version_info": version, "resource_names": ["svc"], "node": {"id": node}, "type_url": TYPE_URL, **more}
         self.mesh.loop.board.bind(asyncio.get_running_loop())
-        return await call(self.eds, "POST", PATH, {}, json.dumps(body).encode())
+        client = ("10.0.0.1", port) if port else None
+        return await call(self.eds, "POST", PATH, {}, json.dumps(body).encode(), client=client)
 
 
 def statuses(reply: Any) -> dict[str, str]:
@@ -140,6 +141,29 @@ def test_a_refused_version_is_not_sent_again(tmp_path: Path) -> None:
         nacks = bench.mesh.loop.events.find(type="nack")
         assert [n.data["evidence"]["version"] for n in nacks] == [first]
         assert (await bench.ask("", node="n2")).status == 200
+
+    asyncio.run(main())
+
+
+def test_a_refusal_that_is_not_said(tmp_path: Path) -> None:
+    """Envoy's REST client asks again on the same connection, with the version it had."""
+    bench = Bench(tmp_path)
+
+    async def main() -> None:
+        sent = (await bench.ask(port=1)).json()["version_info"]
+        again = await bench.ask(port=2)  # a proxy that started anew, or of the same name
+        assert (again.status, again.json()["version_info"]) == (200, sent)
+        assert bench.mesh.loop.events.find(type="nack") == []
+        for _ in range(2):
+            assert (await bench.ask(port=2)).status == 304
+        (nack,) = bench.mesh.loop.events.find(type="nack")
+        assert (nack.data["evidence"]["version"], nack.data["by"]) == (sent, "node:n1")
+        bench.mesh.loop.put_policy(replace(bench.mesh.policy, mode=Mode.DRY_RUN), "me")
+        bench.mesh.run(1)
+        newer = (await bench.ask(port=2)).json()["version_info"]
+        assert newer != sent
+        assert (await bench.ask(newer, port=2)).status == 304
+        assert len(bench.mesh.loop.events.find(type="nack")) == 1
 
     asyncio.run(main())
 

@@ -41,7 +41,13 @@ class Reply:
 
 
 async def call(
-    app: Any, method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes = b"", root_path: str = ""
+    app: Any,
+    method: str,
+    target: str,
+    headers: Mapping[str, str] | None = None,
+    body: bytes = b"",
+    root_path: str = "",
+    client: tuple[str, int] | None = None,
 ) -> Reply:
     """Send one request and collect the reply."""
     path, _, query_string = target.partition("?")
@@ -51,6 +57,7 @@ async def call(
         "path": unquote(path),
         "raw_path": path.encode(),
         "root_path": root_path,
+        "client": client,
         "query_string": query_string.encode(),
         "headers": [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()],
     }
