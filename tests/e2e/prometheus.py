@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ class Exporter:
 class Prometheus:
     """One process; ``with Prometheus(...) as prometheus`` ends it whatever happens.
 
-    As an ``agent`` it only scrapes and sends: it keeps what it could not send, and answers no queries.
+    As an ``agent`` it only scrapes and sends: it keeps what it could not send, and answers no queries. ``jobs`` are
+    scrape configurations instead of the one that scrapes ``target``.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Prometheus:
         external_labels: dict[str, str] | None = None,
         *,
         agent: bool = False,
+        jobs: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._binary = need("prometheus")
         self._agent = agent
@@ -114,7 +117,9 @@ class Prometheus:
                 "external_labels": external_labels or {},
             },
         }
-        if target:
+        if jobs:
+            config["scrape_configs"] = list(jobs)
+        elif target:
             config["scrape_configs"] = [{"job_name": "demo", "static_configs": [{"targets": [target]}]}]
         if write_url:
             queue = {"batch_send_deadline": "200ms", "max_shards": 2, "min_backoff": "30ms"}
@@ -128,7 +133,7 @@ class Prometheus:
 
     def __enter__(self) -> Prometheus:
         listen = self.url.removeprefix("http://")
-        kind, feature = ("agent", "agent") if self._agent else ("tsdb", "promql-per-step-stats")
+        kind, feature = ("agent", "agent") if self._agent else ("tsdb", "promql-per-step-stats,exemplar-storage")
         flags = (f"--web.listen-address={listen}", f"--storage.{kind}.path={self._folder / 'prometheus'}")
         command = (self._binary, f"--config.file={self._config}", *flags, f"--enable-feature={feature}")
         with (self._folder / "prometheus.log").open("wb") as log:
