@@ -25,9 +25,10 @@ from tsdb.logs.store import LOG_SHARD, LogLimits, LogStore
 from tsdb.replay import Replay
 from tsdb.shard import MIN_MS, HeadCut, Shard
 from tsdb.tally import Tally
-from tsdb.tenant import FAILOVER_MS, Tenant
+from tsdb.tenant import FAILOVER_MS, DeleteOperation, Tenant
 from tsdb.wal.framing import TIME_NONE, Record
 from tsdb.wal.log import QUEUE_BYTES_MAX, SEGMENT_BYTES, Gatherer, Leader, LocalLog, SyncMode
+from tsdb.wal.records import Deletion
 
 HOUR_MS = 3_600_000
 DEFAULT_TENANT = "default"
@@ -185,6 +186,9 @@ class TSDB:
             self._get_or_create(name)
         self._get_or_create(DEFAULT_TENANT)
         self.replay.run(self.log)
+        for tenant in self.tenants():
+            for shard in tenant.shards:
+                shard.save_deletions()
         # Never below a published position: a log whose files were lost must not number its records anew.
         first = max(shard.manifest.next_position for tenant in self.tenants() for shard in tenant.shards)
         self.log.start(max(first, *(tenant.logs.manifest.next_position for tenant in self.tenants())))
@@ -303,6 +307,8 @@ class TSDB:
                     border = self._due_border(tenant, shard)
                     if border is not None:
                         self.cut(shard, border)
+                    with self._cut_lock:
+                        shard.save_deletions()  # those that could not be saved when they were made
                     retention_ms = self._retention_ms(tenant)
                     if retention_ms and tenant.newest_ms > MIN_MS + retention_ms:
                         with self._cut_lock:
@@ -347,8 +353,8 @@ class TSDB:
     def _due_border(self, tenant: Tenant, shard: Shard) -> int | None:
         """Where the head is to be cut now, if it is."""
         head = shard.head
-        if not head.sample_count:
-            return None
+        if not head.sample_count and head.newest_ms < max(shard.cut_floor_ms, MIN_MS + 1):
+            return None  # unless its samples were deleted, but not the log that brought them
         span = self.config.block_span_ms
         newest, oldest = head.newest_ms, head.oldest_ms
         border = (newest - span // 2) // span * span
@@ -371,6 +377,35 @@ class TSDB:
             self.log.submit(_PublishOperation(lambda: shard.publish(manifest, blocks, border_ms))).result()
             self.cuts += 1
 
+    def delete(self, tenant: Tenant, deletion: Deletion) -> None:
+        """Delete samples for good: they are gone for every reader on return, and after any restart.
+
+        What is written afterwards is stored, whatever its time. The space of blocks comes back by :meth:`clean`.
+
+        Raises
+        ------
+        RejectedError        bad_matcher
+        OSError, UnavailableError        it may or may not have happened: ask again
+        """
+        with self._cut_lock:
+            self.log.submit(DeleteOperation(tenant, deletion)).result()
+            for shard in tenant.shards:
+                shard.save_deletions()
+
+    def clean(self) -> int:
+        """Write all blocks anew from which something was deleted; returns how many.
+
+        Raises
+        ------
+        OSError, UnavailableError        those that are not done stay as they are
+        """
+        done = 0
+        for tenant in self.tenants():
+            for shard in tenant.shards:
+                with self._cut_lock:
+                    done += shard.clean()
+        return done
+
     def _cut_during_replay(self, shard: Shard, position: int) -> None:
         """Keep a replay within the memory of a running store: the log is not written yet, so cut in place."""
         span = self.config.block_span_ms
@@ -388,6 +423,8 @@ class TSDB:
             return False
         if shard == LOG_SHARD:
             return max_ms == TIME_NONE or position < known.logs.manifest.next_position
+        if known.shards[shard].has_unsaved:
+            return False
         manifest = known.shards[shard].manifest
         # A partition without samples (series, metadata) is needed by nobody: each segment defines its own series.
         return max_ms == TIME_NONE or (max_ms < manifest.cut_ms and position < manifest.next_position)

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from tsdb.arena import Arena
 from tsdb.batch import SampleStatus
 from tsdb.chunks import CHUNK_SPAN_MS, ChunkKind, Chunks, LateSamples
+from tsdb.erase import forget_newest, unlink_all
 from tsdb.errors import CorruptionError, OverloadedError
+from tsdb.gorilla import decode_rows
 from tsdb.kernels import head as kernels
 from tsdb.kernels.gorilla import PAD_WORDS, SAMPLES_MAX, WORDS_MAX
 from tsdb.late import LateStore, Run, gather
@@ -32,6 +34,8 @@ _NO_TIME = np.uint64((1 << 64) - 1)
 
 SLOTS_PER_HOLD = 8192
 """Series copied, sealed or dropped per holding of the lock: about 5 ms."""
+SLOTS_PER_ERASURE = 1024
+"""Series decoded, erased from and encoded again per holding of the lock: about 10 ms at 720 samples each."""
 SEALED_BYTES_PER_SERIES = 16 << 10
 """Reserved address space for sealed chunks: 2 h of incompressible samples every 4 s, or 45 h of usual ones at 15 s."""
 SEALED_BYTES_MIN = 256 << 20
@@ -261,21 +265,13 @@ class Head:
         (Chunks, LateSamples)        owned by the caller; ``PAD_WORDS`` unused words lie behind the last payload
         """
         slots = np.ascontiguousarray(slots, np.uint32)
-        low, high = _biased(mint_ms), _biased(maxt_ms)
         parts = []
         runs: tuple[Run, ...] = ()
         for begin in range(0, len(slots), SLOTS_PER_HOLD):
-            some = slots[begin : begin + SLOTS_PER_HOLD]
-            totals = np.zeros(1, np.int64)
             with self._lock:
                 if not begin:
                     runs = self._late.runs
-                n_chunks = kernels.measure_snapshot(some, low, high, self._read[0], self._read[3], totals)
-                table = np.empty((n_chunks, 6), np.int64)
-                words = np.empty(int(totals[0]) + PAD_WORDS, np.uint64)
-                n_chunks = kernels.copy_snapshot(some, low, high, *self._read, table, words)
-            words[-PAD_WORDS:] = 0
-            table = table[:n_chunks]
+                table, words = self._copy(slots[begin : begin + SLOTS_PER_HOLD], mint_ms, maxt_ms)
             table[:, 0] += begin
             parts.append((table, words))
         late = gather(runs, slots, mint_ms, maxt_ms)
@@ -289,6 +285,19 @@ class Head:
             first += len(words)
         tables, all_words = zip(*parts, strict=True)
         return _chunks_of(np.concatenate(tables), np.concatenate(all_words)), late
+
+    def _copy(
+        self, slots: NDArray[np.uint32], mint_ms: int, maxt_ms: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """Descriptors and words of the chunks that overlap a span of time; the lock is held."""
+        low, high = _biased(mint_ms), _biased(maxt_ms)
+        totals = np.zeros(1, np.int64)
+        n_chunks = kernels.measure_snapshot(slots, low, high, self._read[0], self._read[3], totals)
+        table = np.empty((n_chunks, 6), np.int64)
+        words = np.empty(int(totals[0]) + PAD_WORDS, np.uint64)
+        n_chunks = kernels.copy_snapshot(slots, low, high, *self._read, table, words)
+        words[-PAD_WORDS:] = 0
+        return table[:n_chunks], words
 
     def newest(
         self, slots: NDArray[np.uint32], oldest_ms: int, at_ms: int
@@ -312,6 +321,57 @@ class Head:
                 slots, _biased(oldest_ms), _biased(at_ms), self._read[0], present, times, bits
             )
         return None if newer else (present.view(np.bool_), times.view(np.int64), bits)
+
+    # -- erasing
+
+    def erase(self, slots: NDArray[np.uint32], mint_ms: int, maxt_ms: int) -> None:
+        """Forget the samples of some series within ``[mint_ms, maxt_ms]``; no cut may be between its two steps.
+
+        A series that loses a sample of its chunks is encoded anew from what is left, late samples that a block does
+        not hold included: its newest sample then is the newest that is left, and a sample that comes at an erased
+        time is stored like any other.
+
+        Raises
+        ------
+        tsdb.errors.OverloadedError        no space to encode what is left; series so far are erased
+        """
+        slots = np.unique(slots)
+        rebuilt = [np.zeros(0, np.uint32)]
+        for begin in range(0, len(slots), SLOTS_PER_ERASURE):
+            with self._lock:
+                rebuilt.append(self._erase_chunks(slots[begin : begin + SLOTS_PER_ERASURE], mint_ms, maxt_ms))
+        with self._lock:
+            # After the chunks, so that a reader sees a sample that moves twice, never misses it.
+            self._late.erase(slots, mint_ms, maxt_ms, np.concatenate(rebuilt), max(self._border_ms, MIN_MS + 1))
+        self._drop_chunks(_biased(MIN_MS))
+
+    def _erase_chunks(self, slots: NDArray[np.uint32], mint_ms: int, maxt_ms: int) -> NDArray[np.uint32]:
+        """Erase from the chunks of few series; returns those that were encoded anew."""
+        forget_newest(self._state.array, slots, _biased(mint_ms), _biased(maxt_ms))
+        overlapping, _ = self._copy(slots, mint_ms, maxt_ms)
+        slots = slots[np.unique(overlapping[:, 0])]
+        if not len(slots):
+            return slots
+        chunks = _chunks_of(*self._copy(slots, MIN_MS, MAX_MS))
+        ts_ms, bits = decode_rows(chunks)
+        rows = np.repeat(chunks.rows, chunks.counts)
+        hit = np.zeros(len(slots), np.bool_)
+        hit[rows[(ts_ms >= mint_ms) & (ts_ms <= maxt_ms)]] = True
+        late = gather(self._late.runs, slots, max(self._border_ms, MIN_MS + 1), MAX_MS)  # no chunk holds MIN_MS
+        rows = np.concatenate([rows, late.rows])
+        ts_ms, bits = np.concatenate([ts_ms, late.ts_ms]), np.concatenate([bits, late.bits])
+        keep = hit[rows] & ((ts_ms < mint_ms) | (ts_ms > maxt_ms))
+        rows, ts_ms, bits = rows[keep], ts_ms[keep], bits[keep]
+        order = np.lexsort((ts_ms, rows))
+        of_sample, ts_ms, bits = slots[rows[order]], ts_ms[order], bits[order]
+        if len(of_sample):
+            self._reserve(of_sample)
+        state, blocks, _, chunk_rows, slabs, control = self._write
+        unlink_all(slots[hit], state, blocks, chunk_rows, slabs, control)
+        status = np.empty(len(of_sample), np.uint8)
+        pending = kernels.append_samples(of_sample, ts_ms.view(np.uint64), bits, np.uint64(0), *self._write, status)
+        assert not pending, "what was in order stays in order"
+        return slots[hit]
 
     # -- cutting
 
@@ -352,6 +412,11 @@ class Head:
         border = _biased(border_ms)
         with self._lock:
             self._late.drop(border_ms)
+        self._drop_chunks(border)
+
+    def _drop_chunks(self, border: np.uint64) -> None:
+        """Forget the sealed chunks below a biased border; find out what the oldest sample is now."""
+        with self._lock:
             self._control[kernels.OLDEST_LEFT] = _NO_TIME
         for begin, end in self._ranges():
             kernels.drop_below(

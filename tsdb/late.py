@@ -158,3 +158,24 @@ class LateStore:
         self.count -= dropped
         self.oldest_ms = min((int(run.ts_ms.min()) for run in self.runs), default=_MAX_MS)
         return dropped
+
+    def erase(
+        self, slots: NDArray[np.uint32], mint_ms: int, maxt_ms: int, moved: NDArray[np.uint32], moved_from_ms: int
+    ) -> None:
+        """Forget the samples of some slots within ``[mint_ms, maxt_ms]``, and those that have moved into chunks.
+
+        Parameters
+        ----------
+        slots, moved : ascending
+        moved_from_ms : samples of ``moved`` from here on are in chunks now
+        """
+
+        def left(run: Run) -> Run:
+            gone = np.isin(run.slots, slots) & (run.ts_ms >= mint_ms) & (run.ts_ms <= maxt_ms)
+            gone |= np.isin(run.slots, moved) & (run.ts_ms >= moved_from_ms)
+            return run.chosen(~gone) if gone.any() else run
+
+        self._cut = left(self._cut)
+        self._live = tuple(run for run in map(left, self._live) if len(run.slots))
+        self.count = sum(len(run.slots) for run in self.runs)
+        self.oldest_ms = min((int(run.ts_ms.min()) for run in self.runs), default=_MAX_MS)

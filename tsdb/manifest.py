@@ -13,7 +13,9 @@ from tsdb.block.block import BlockMeta, read_meta
 from tsdb.blockstore import BlockStore
 from tsdb.errors import CorruptionError, MeshpulseError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+VERSIONS_READ = (1, 2)
+"""Version 1 knew neither ``newest_ms`` nor ``deleted``: what it lacks has its default."""
 MIN_MS = -(1 << 63)
 """``cut_ms`` of a shard that was never cut."""
 
@@ -37,6 +39,8 @@ class Manifest:
     cut_ms : samples older than this are in blocks (those that were logged before ``next_position``)
     next_position : log positions below it have been cut
     blocks : what lives
+    newest_ms : time of the newest sample that was cut; it never falls, so that what is too old does not depend on
+        what is deleted
     """
 
     generation: int
@@ -44,6 +48,7 @@ class Manifest:
     cut_ms: int = MIN_MS
     next_position: int = 0
     blocks: tuple[BlockMeta, ...] = ()
+    newest_ms: int = MIN_MS
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -66,8 +71,8 @@ def decode_manifest(data: bytes, key: str) -> Manifest:
         raise CorruptionError(key, 0, "manifest fails its checksum")
     fields = json.loads(body)
     version = fields.pop("version")
-    if version != FORMAT_VERSION:
-        raise CorruptionError(key, start, f"manifest version {version}, this program reads {FORMAT_VERSION}")
+    if version not in VERSIONS_READ:
+        raise CorruptionError(key, start, f"manifest version {version}, this program reads {VERSIONS_READ}")
     blocks = tuple(BlockMeta(**block) for block in fields.pop("blocks"))
     return Manifest(blocks=blocks, **fields)
 
@@ -125,10 +130,26 @@ class ManifestStore:
         listed = {block.key for block in manifest.blocks}
         unlisted = [key for key in self._store.list(f"{self._prefix}/block-") if key not in listed]
         if self.damage:
-            return self._adopt(manifest, unlisted)
+            return self._with_newest_tombstones(self._adopt(manifest, unlisted))
+        used = {block.deleted for block in manifest.blocks}
+        unlisted += [key for key in self._store.list(f"{self._prefix}/deleted-") if key not in used]
         for key in unlisted:
             self._store.delete(key)
         return manifest
+
+    def tombstones_key(self, block: BlockMeta, generation: int) -> str:
+        """Where the tombstones of a block lie that a manifest generation names."""
+        return f"{self._prefix}/deleted-{block.key.rpartition('/block-')[2]}-{generation:020d}"
+
+    def _with_newest_tombstones(self, manifest: Manifest) -> Manifest:
+        """After damage: the newest tombstones of each block, which delete everything that older ones do."""
+        keys = self._store.list(f"{self._prefix}/deleted-")
+        blocks = []
+        for block in manifest.blocks:
+            stem = self.tombstones_key(block, 0)[:-20]
+            own = [key for key in keys if key.startswith(stem) and len(key) == len(stem) + 20]
+            blocks.append(replace(block, deleted=own[-1]) if own else block)
+        return replace(manifest, blocks=tuple(blocks))
 
     def _adopt(self, manifest: Manifest, unlisted: list[str]) -> Manifest:
         adopted = []

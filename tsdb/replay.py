@@ -14,7 +14,7 @@ from tsdb.replicas import ReplicaSource
 from tsdb.shard import Shard
 from tsdb.tenant import Metadata, ShardBatch, Tenant
 from tsdb.wal.log import LocalLog, ReplayedRecord
-from tsdb.wal.records import Kind, decode_metadata, decode_replicas, decode_samples, decode_series
+from tsdb.wal.records import Kind, decode_deletion, decode_metadata, decode_replicas, decode_samples, decode_series
 
 CUT_CHECK_SAMPLES = 4_000_000
 """Samples between two looks at whether a head must be cut on the way: about 40 MB of head."""
@@ -69,6 +69,9 @@ class Replay:
             tenant.keep_metadata({name: Metadata(t, h, u) for name, t, h, u in decode_metadata(record.body)})
         elif record.kind == Kind.REPLICAS:
             tenant.replicas.restore(ReplicaSource(*row) for row in decode_replicas(record.body))
+        elif record.kind == Kind.TOMBSTONE:
+            deletion = decode_deletion(record.body)
+            tenant.shards[record.shard].delete(deletion, tenant.refs_of(deletion), record.position)
         elif record.kind == Kind.STREAM:
             tenant.logs.replay_streams(record.body, record.segment)
         elif record.kind == Kind.LOG_ROWS:

@@ -17,16 +17,18 @@ from tsdb.arena import Arena
 from tsdb.assemble import assemble
 from tsdb.batch import SampleStatus
 from tsdb.block.block import Block, BlockMeta, write_block
+from tsdb.block.live import LiveBlock, block_key, block_position, cleaned_key
+from tsdb.block.tombstones import write_tombstones
 from tsdb.blockstore import BlockStore
-from tsdb.chunks import Chunks, LateSamples
+from tsdb.chunks import Chunks, LateSamples, Part, join_chunks, pick_chunks
 from tsdb.errors import CorruptionError, OverloadedError
 from tsdb.gorilla import encode_rows, repack
 from tsdb.head import Head
 from tsdb.index.registry import SeriesRegistry
 from tsdb.index.static import StaticIndex
-from tsdb.kernels.gorilla import PAD_WORDS
-from tsdb.kernels.shard import NO_SLOT, assign_slots, compare_stored, gather_words
+from tsdb.kernels.shard import NO_SLOT, assign_slots, compare_stored
 from tsdb.manifest import Manifest, ManifestStore
+from tsdb.wal.records import Deletion
 
 MIN_MS = -(1 << 63)
 MAX_MS = (1 << 63) - 1
@@ -34,8 +36,6 @@ MAX_MS = (1 << 63) - 1
 SPANS_PER_CUT_MAX = 24
 """A cut writes one block a span up to here (two days of backfill); beyond, one block, so that a stray sample from
 1970 does not make half a million files."""
-
-Part = tuple[Chunks, LateSamples]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,77 +46,16 @@ class HeadCut:
     ----------
     border_ms : everything older is in here
     position : last log position whose samples are in here
+    newest_ms : time of the newest sample older than the border that was ever in the head, or above it
     refs : (n,) uint32     series of the rows
     """
 
     border_ms: int
     position: int
+    newest_ms: int
     refs: NDArray[np.uint32]
     chunks: Chunks
     late: LateSamples
-
-
-def join_chunks(parts: Sequence[Chunks]) -> Chunks:
-    """One set of chunks with the words of all parts side by side, ordered by row and first time."""
-    rows = np.concatenate([p.rows for p in parts])
-    min_ms = np.concatenate([p.min_ms for p in parts])
-    word_counts = np.concatenate([p.word_counts for p in parts])
-    order = np.lexsort((min_ms, rows))
-    ends = np.cumsum(word_counts[order], dtype=np.int64)
-    offsets_sorted = ends - word_counts[order]
-    offsets = np.empty_like(offsets_sorted)
-    offsets[order] = offsets_sorted
-    words = np.zeros((int(ends[-1]) if len(ends) else 0) + PAD_WORDS, np.uint64)
-    first = 0
-    for part in parts:
-        gather_words(part.words, part.word_offsets, part.word_counts, words, offsets[first : first + len(part)])
-        first += len(part)
-    return Chunks(
-        rows=rows[order],
-        kinds=np.concatenate([p.kinds for p in parts])[order],
-        min_ms=min_ms[order],
-        max_ms=np.concatenate([p.max_ms for p in parts])[order],
-        counts=np.concatenate([p.counts for p in parts])[order],
-        word_offsets=offsets_sorted,
-        word_counts=word_counts[order],
-        words=words,
-    )
-
-
-def pick_chunks(chunks: Chunks, chosen: NDArray[np.bool_], renumber: NDArray[np.int32]) -> Chunks:
-    """The chosen chunks with their rows renumbered; the words are shared."""
-    return Chunks(
-        rows=renumber[chunks.rows[chosen]],
-        kinds=chunks.kinds[chosen],
-        min_ms=chunks.min_ms[chosen],
-        max_ms=chunks.max_ms[chosen],
-        counts=chunks.counts[chosen],
-        word_offsets=chunks.word_offsets[chosen],
-        word_counts=chunks.word_counts[chosen],
-        words=chunks.words,
-    )
-
-
-class LiveBlock:
-    """An open block and the numbers that its rows have in the tenant's registry."""
-
-    __slots__ = ("_refs", "block", "meta")
-
-    def __init__(self, block: Block, meta: BlockMeta, refs: NDArray[np.uint32] | None = None) -> None:
-        self.block = block
-        self.meta = meta
-        self._refs = refs
-
-    def refs(self, rows: NDArray[np.int32], registry: SeriesRegistry) -> NDArray[np.uint32]:
-        """Registry numbers of some rows; rows asked for the first time since the start get theirs now."""
-        if self._refs is None:
-            self._refs = np.full(len(self.block.index), NO_SLOT, np.uint32)
-        refs = self._refs[rows]
-        unknown = refs == NO_SLOT
-        if unknown.any():
-            new_rows = rows[unknown]
-            refs[unknown] = self._refs[new_rows] = registry.adopt(*self.block.index.canonical(new_rows))
-        return refs
 
 
 class Shard:
@@ -158,13 +97,14 @@ class Shard:
         # Samples older than this are refused by the head: their range is, or is about to be, in a block.
         self.cut_floor_ms = self.manifest.cut_ms
         # Time of the newest sample in head or blocks; MIN_MS when there is none.
-        self.newest_ms = max((b.max_ms for b in self.manifest.blocks), default=MIN_MS)
+        # What a replay adds is not older than the cut, so this refuses nothing that was accepted.
+        self.newest_ms = max([self.manifest.newest_ms, *(b.max_ms for b in self.manifest.blocks)])
 
     def _open_blocks(self) -> list[LiveBlock]:
         live = []
         for meta in self.manifest.blocks:
             try:
-                live.append(LiveBlock(Block(self._store, meta, self._registry.symbols), meta))
+                live.append(LiveBlock.open(self._store, meta, self._registry))
             except (CorruptionError, FileNotFoundError) as error:
                 # Row 7 and 8 of the crash matrix: the neighbours stay readable, the answer says what is missing.
                 self.damage.append(f"block {meta.key} cannot be opened: {error}")
@@ -274,8 +214,8 @@ class Shard:
             hits = candidates >= 0
             refs = live.refs(candidates[hits], self._registry)
             same = refs == wanted[hits]  # equal hashes are not yet equal labels
-            part = block_part(live, candidates[hits][same], refs[same], wanted, mint_ms, maxt_ms, None)
-            if len(part[0]):
+            part = live.part(candidates[hits][same], refs[same], wanted, mint_ms, maxt_ms, None)
+            if len(part[0]) or len(part[1]):
                 parts.append(part)
         return parts
 
@@ -285,7 +225,8 @@ class Shard:
         """Fix what is older than the border (committer thread). Nothing leaves the head yet."""
         slots, chunks, late = self.head.cut(border_ms)
         self.cut_floor_ms = max(self.cut_floor_ms, border_ms)
-        return HeadCut(border_ms, position, self._ref_of.array[slots].copy(), chunks, late)
+        newest_ms = min(self.newest_ms, border_ms - 1)
+        return HeadCut(border_ms, position, newest_ms, self._ref_of.array[slots].copy(), chunks, late)
 
     def write_cut(self, cut: HeadCut) -> list[LiveBlock]:
         """Write the blocks of a cut: one a span, read back and verified. Any thread."""
@@ -309,8 +250,7 @@ class Shard:
         refs = cut.refs[used]
         chunks = repack(join_chunks([pick_chunks(p, c, renumber) for p, c in zip(parts, chosen, strict=True)]))
         arrays = StaticIndex.build(self._registry, refs)
-        # The key names span and log position, so a cut that is repeated after a crash makes the same object.
-        key = f"{self._prefix}/block-{first * span_ms}-{(last + 1) * span_ms}-{cut.position}"
+        key = block_key(self._prefix, first * span_ms, (last + 1) * span_ms, cut.position)
         meta = write_block(self._store, key, arrays, chunks)
         return LiveBlock(Block(self._store, meta, self._registry.symbols), meta, refs)
 
@@ -324,6 +264,7 @@ class Shard:
                 blocks=tuple(metas),
                 cut_ms=max(cut.border_ms, self.manifest.cut_ms),
                 next_position=max(cut.position + 1, self.manifest.next_position),
+                newest_ms=max(cut.newest_ms, self.manifest.newest_ms),
             )
         )
 
@@ -335,6 +276,94 @@ class Shard:
         self.manifest = manifest
         if border_ms is not None:
             self.head.drop(border_ms)
+
+    # -- deleting
+
+    def rows_to_delete(self, deletion: Deletion) -> list[tuple[LiveBlock, NDArray[np.int32]]]:
+        """Rows of each block that a deletion concerns; the blocks must not change until it is applied."""
+        return [(live, live.rows_of(deletion)) for live in self.blocks]
+
+    def delete(
+        self,
+        deletion: Deletion,
+        refs: NDArray[np.uint32],
+        position: int,
+        rows: Sequence[tuple[LiveBlock, NDArray[np.int32]]] | None = None,
+    ) -> None:
+        """Delete what was logged before a position: at once from the head, by tombstones from the blocks.
+
+        Runs on the committer thread, or in a replay, which meets blocks that were cut behind that position: what they
+        hold of the span was written after the deletion.
+
+        Parameters
+        ----------
+        refs : series that a selector finds in the registry
+        rows : of :meth:`rows_to_delete`
+        """
+        mask = np.uint64(self.manifest.shard_count - 1)
+        slots = self._slots()[refs[self._registry.series_hash[refs] & mask == self.number]]
+        self.head.erase(slots[slots != NO_SLOT], deletion.mint_ms, deletion.maxt_ms)
+        for live, own in self.rows_to_delete(deletion) if rows is None else rows:
+            if block_position(live.meta.key) < position:
+                live.delete(own, deletion.mint_ms, deletion.maxt_ms)
+
+    @property
+    def has_unsaved(self) -> bool:
+        """Whether the log alone knows of some deletion; it may not forget anything of this shard then."""
+        return any(live.unsaved for live in self.blocks)
+
+    def save_deletions(self) -> None:
+        """Store new tombstones and name them in the manifest. Any thread that may change the blocks."""
+        unsaved = [live for live in self.blocks if live.unsaved]
+        if not unsaved:
+            return
+        generation = self.manifest.generation + 1
+        keys: dict[str, str] = {}
+        for live in unsaved:
+            keys[live.meta.key] = self._manifests.tombstones_key(live.meta, generation)
+            write_tombstones(self._store, keys[live.meta.key], live.tombstones)
+        blocks = tuple(replace(m, deleted=keys.get(m.key, m.deleted)) for m in self.manifest.blocks)
+        self.manifest = self._manifests.commit(replace(self.manifest, generation=generation, blocks=blocks))
+        for live in unsaved:
+            former, live.meta = live.meta, replace(live.meta, deleted=keys[live.meta.key])
+            live.unsaved = False
+            if former.deleted:
+                self._store.delete(former.deleted)
+
+    def clean(self) -> int:
+        """Write the blocks with tombstones anew, without what is deleted; returns how many there were.
+
+        Raises
+        ------
+        CorruptionError        a block is damaged: it stays, with its tombstones; the others are done
+        """
+        self.save_deletions()
+        buried = [live for live in self.blocks if len(live.tombstones)]
+        damage: CorruptionError | None = None
+        for live in buried:
+            generation = self.manifest.generation + 1
+            key = cleaned_key(live.meta.key, generation)
+            try:
+                made = live.rewrite(self._store, key, self._registry, self._span_ms)
+            except CorruptionError as error:
+                damage = damage or error
+                continue
+            new = () if made is None else (made,)
+            metas = [*(m for m in self.manifest.blocks if m.key != live.meta.key), *(b.meta for b in new)]
+            metas.sort(key=lambda m: (m.min_ms, m.key))
+            newest_ms = max(self.manifest.newest_ms, live.meta.max_ms)
+            manifest = replace(self.manifest, generation=generation, blocks=tuple(metas), newest_ms=newest_ms)
+            self.publish(self._manifests.commit(manifest), new, None)
+            self._remove(live.meta)
+        if damage is not None:
+            raise damage
+        return len(buried)
+
+    def _remove(self, meta: BlockMeta) -> None:
+        """Delete the objects of a block that no manifest lists; who reads it still can."""
+        self._store.delete(meta.key)
+        if meta.deleted:
+            self._store.delete(meta.deleted)
 
     def drop_blocks_before(self, floor_ms: int) -> int:
         """Retention: delete the blocks wholly older than the floor."""
@@ -350,26 +379,4 @@ class Shard:
         next_manifest = replace(self.manifest, generation=self.manifest.generation + 1, blocks=kept)
         self.publish(self._manifests.commit(next_manifest), (), None)
         for meta in expired:
-            self._store.delete(meta.key)
-
-
-def block_part(
-    live: LiveBlock,
-    rows: NDArray[np.int32],
-    refs: NDArray[np.uint32],
-    wanted: NDArray[np.uint32],
-    mint_ms: int,
-    maxt_ms: int,
-    warnings: list[str] | None,
-) -> Part:
-    """Chunks of some block rows, numbered by the place of their series in ``wanted`` (ascending refs).
-
-    With ``warnings`` damaged chunks are left out and named there, without they raise CorruptionError.
-    """
-    order = np.argsort(refs, kind="stable")
-    chunks = live.block.chunks(rows[order], mint_ms, maxt_ms, warnings)
-    places = np.searchsorted(wanted, refs[order]).astype(np.int32)
-    return replace(chunks, rows=places[chunks.rows]), NO_LATE
-
-
-NO_LATE = LateSamples(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.uint64))
+            self._remove(meta)

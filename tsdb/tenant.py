@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from tsdb.arena import Arena
 from tsdb.assemble import Selection
 from tsdb.batch import STATUS_REASON, AppendResult, SampleBatch, SampleStatus
+from tsdb.block.live import LiveBlock
 from tsdb.blockstore import BlockStore
+from tsdb.chunks import Part
 from tsdb.disk import DiskGuard
 from tsdb.errors import CorruptionError, LimitError, Reason
 from tsdb.exemplars import ExemplarRing
@@ -26,11 +28,19 @@ from tsdb.limits import SelectLimits, SeriesLimits, TimeLimits
 from tsdb.logs.store import LogStore
 from tsdb.matchers import Matcher, MatchOp
 from tsdb.replicas import Replicas, ReplicaSource
-from tsdb.shard import MIN_MS, LiveBlock, Part, Shard, block_part
+from tsdb.shard import MIN_MS, Shard
 from tsdb.tally import Tally
 from tsdb.wal.framing import Record
 from tsdb.wal.log import LocalLog
-from tsdb.wal.records import Kind, encode_metadata, encode_parts, encode_replicas, encode_series
+from tsdb.wal.records import (
+    Deletion,
+    Kind,
+    encode_deletion,
+    encode_metadata,
+    encode_parts,
+    encode_replicas,
+    encode_series,
+)
 
 LIGHT_SERIES_MAX = 64
 """Series that are read in about 0.2 ms at most, chunks included: less than a thread switch may take."""
@@ -133,6 +143,35 @@ class MetadataOperation:
     def apply(self, position: int) -> None:  # noqa: ARG002
         """Keep the families."""
         self._tenant.keep_metadata(self._families)
+
+
+class DeleteOperation:
+    """A deletion on its way through the log: everything logged before it is gone when it is applied."""
+
+    __slots__ = ("_body", "_deletion", "_rows", "_tenant")
+
+    def __init__(self, tenant: Tenant, deletion: Deletion) -> None:
+        self._tenant = tenant
+        self._deletion = deletion
+        self._body = encode_deletion(deletion)
+        # The blocks are searched here, on the caller's thread: they must not change until it is applied.
+        self._rows = [shard.rows_to_delete(deletion) for shard in tenant.shards]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes the log will write."""
+        return len(self._body)
+
+    def records(self, segment: int) -> list[Record]:  # noqa: ARG002
+        """One for each shard. They concern no samples of their own: those they delete are in front of them."""
+        tenant = self._tenant
+        return [Record(Kind.TOMBSTONE, tenant.name, s.number, self._body, MIN_MS) for s in tenant.shards]
+
+    def apply(self, position: int) -> None:
+        """Delete."""
+        found = self._tenant.refs_of(self._deletion)
+        for shard, rows in zip(self._tenant.shards, self._rows, strict=True):
+            shard.delete(self._deletion, found, position, rows)
 
 
 class Tenant:
@@ -289,6 +328,12 @@ class Tenant:
         rejected = {reason: counts[code] for code, reason in STATUS_REASON.items() if counts[code]}
         return AppendResult(size - sum(rejected.values()), rejected, status)
 
+    def refs_of(self, deletion: Deletion) -> NDArray[np.uint32]:
+        """Ascending series of the registry that a deletion concerns."""
+        found = [self.registry.find(selector) for selector in deletion.selectors]
+        self._ready_slots()
+        return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint32)
+
     # -- reading
 
     @property
@@ -328,7 +373,7 @@ class Tenant:
             parts = [(replace(c, rows=place[c.rows]), replace(late, rows=place[late.rows])) for c, late in parts]
             for live, rows, block_refs in hits:
                 try:
-                    parts.append(block_part(live, rows, block_refs, wanted, mint_ms, maxt_ms, warnings))
+                    parts.append(live.part(rows, block_refs, wanted, mint_ms, maxt_ms, warnings))
                 except CorruptionError as error:
                     warnings.append(f"partial: {error}")
             refs = wanted
@@ -410,7 +455,7 @@ class Tenant:
                 warnings.extend(f"partial: {what}" for what in shard.damage)
             for live in shard.blocks_in(mint_ms, maxt_ms):
                 try:
-                    rows = live.block.index.find(matchers)
+                    rows = live.find(matchers)
                     if len(rows):
                         hits.append((live, rows, live.refs(rows, self.registry)))
                 except CorruptionError as error:

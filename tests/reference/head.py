@@ -71,6 +71,25 @@ class HeadModel:
             self.cut_late[key] = self.late.pop(key)
         return {k: v for k, v in (self.chunks | self.cut_late).items() if k[1] < border_ms}
 
+    def erase(self, slots: Iterable[int], mint_ms: int, maxt_ms: int) -> None:
+        def erased(time: int) -> bool:
+            return mint_ms <= time <= maxt_ms
+
+        for slot in set(slots):
+            own = {k: v for k, v in self.chunks.items() if k[0] == slot}
+            if any(erased(t) for _, t in own):
+                moving = {k for k in self.late if k[0] == slot and k[1] >= max(self.border_ms, MIN_MS + 1)}
+                self.chunks |= {k: self.late.pop(k) for k in moving}
+                left = [(t, v) for (s, t), v in self.chunks.items() if s == slot and not erased(t)]
+                self.newest.pop(slot, None)
+                if left:
+                    self.newest[slot] = max(left)
+            elif not own and slot in self.newest and erased(self.newest[slot][0]):
+                del self.newest[slot]
+            for held in (self.chunks, self.late, self.cut_late):
+                for key in [k for k in held if k[0] == slot and erased(k[1])]:
+                    del held[key]
+
     def drop(self, border_ms: int) -> None:
         self.chunks = {k: v for k, v in self.chunks.items() if k[1] >= border_ms}
         self.cut_late = {k: v for k, v in self.cut_late.items() if k[1] >= border_ms}

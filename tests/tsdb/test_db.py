@@ -17,6 +17,7 @@ from tsdb.errors import LimitError, Reason, RejectedError
 from tsdb.limits import SelectLimits, SeriesLimits, TimeLimits
 from tsdb.matchers import Matcher, MatchOp
 from tsdb.tenant import Tenant
+from tsdb.wal.records import Deletion
 
 HOUR = 3_600_000
 T0 = 1_700_006_400_000  # on a 2 h border
@@ -349,6 +350,9 @@ def test_the_newest_samples_need_no_chunk(tmp_path: Path) -> None:
     db.close()
 
 
+MINUTES = st.one_of(st.integers(0, 8 * 60), st.integers(0, 8).map(lambda hour: hour * 60))
+
+
 class StoreModel(RuleBasedStateMachine):
     """Random writes, cuts and restarts against a dict."""
 
@@ -365,7 +369,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(
         rows=st.lists(
-            st.tuples(st.integers(0, 5), st.integers(0, 8 * 60), st.sampled_from([0, 1, STALE_BITS, bits_of(1.5)])),
+            st.tuples(st.integers(0, 5), MINUTES, st.sampled_from([0, 1, STALE_BITS, bits_of(1.5)])),
             min_size=1,
             max_size=60,
         )
@@ -380,6 +384,27 @@ class StoreModel(RuleBasedStateMachine):
                 refused += 1
         assert result.accepted == len(batch) - refused
         assert sum(result.rejected.values()) == refused
+
+    @rule(
+        number=st.one_of(st.none(), st.integers(0, 5)),
+        first=MINUTES,
+        minutes=st.one_of(st.just(0), st.just(1 << 30), st.integers(0, 200)),
+    )
+    def delete(self, number: int | None, first: int, minutes: int) -> None:
+        """Samples of one series or all within a span; what comes afterwards is stored like any other."""
+        mint, maxt = T0 + first * 60_000, T0 + (first + minutes) * 60_000
+        chosen = ALL if number is None else [Matcher("instance", MatchOp.REGEX, f"10[.]0[.]0[.]{number}")]
+        self.db.delete(self.db.tenant("default"), Deletion((tuple(chosen),), mint, maxt))
+        for labels, samples in self.content.items():
+            if number is None or dict(labels)["instance"] == f"10.0.0.{number}":
+                for t in [t for t in samples if mint <= t <= maxt]:
+                    del samples[t]
+        self.content = {labels: samples for labels, samples in self.content.items() if samples}
+
+    @rule()
+    def clean(self) -> None:
+        self.db.clean()
+        assert not any(len(b.tombstones) for s in self.db.tenant("default").shards for b in s.blocks)
 
     @rule()
     def maintain(self) -> None:
@@ -411,6 +436,6 @@ class StoreModel(RuleBasedStateMachine):
 
 
 StoreModel.TestCase.settings = settings(
-    max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestStoreModel = StoreModel.TestCase

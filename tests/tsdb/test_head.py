@@ -74,6 +74,7 @@ class HeadMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.head = Head(SLOTS, span_ms=SPAN)
         self.model = HeadModel()
+        self.is_cut = False
 
     @rule(
         batch=st.lists(samples, min_size=1, max_size=20),
@@ -109,11 +110,18 @@ class HeadMachine(RuleBasedStateMachine):
         found = samples_of(chunks, late)
         assert {(int(slots[row]), t): v for row, t, v in found} == self.model.cut(border_ms)
         assert slots.tolist() == sorted({int(slots[row]) for row, _, _ in found})
+        self.is_cut = True
         return border_ms
+
+    @rule(slots=st.lists(st.integers(0, SLOTS - 1), max_size=4), mint=times, maxt=st.one_of(st.just(MAX_MS), times))
+    def erase(self, slots: list[int], mint: int, maxt: int) -> None:
+        self.is_cut = False  # a cut that failed before it must be repeated before anything is dropped
+        self.head.erase(np.array(slots, np.uint32), mint, maxt)
+        self.model.erase(slots, mint, maxt)
 
     @rule(border_ms=cuts)
     def drop(self, border_ms: int) -> None:
-        if border_ms == self.model.border_ms:
+        if border_ms == self.model.border_ms and self.is_cut:
             self.head.drop(border_ms)
             self.model.drop(border_ms)
 

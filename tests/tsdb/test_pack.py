@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from tests.reference.pack import pack
 from tsdb.assemble import assemble
 from tsdb.batch import STALE_BITS
-from tsdb.chunks import ChunkKind, Chunks
+from tsdb.chunks import NO_LATE, ChunkKind, Chunks
 from tsdb.errors import CorruptionError
 from tsdb.gorilla import decode_rows, encode_rows, repack
-from tsdb.shard import NO_LATE
 
 T0 = 1_700_006_400_000
 

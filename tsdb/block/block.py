@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class BlockMeta:
     min_ms, max_ms : first and last sample time, inclusive
     bytes : size of the object
     crc : CRC32 of its table of contents, which holds those of all its parts
+    deleted : key of its tombstones; empty when all of it is there
     """
 
     key: str
@@ -43,6 +44,7 @@ class BlockMeta:
     samples: int
     bytes: int
     crc: int
+    deleted: str = ""
 
 
 def _packed_words(chunks: Chunks) -> NDArray[np.uint64]:
@@ -156,7 +158,7 @@ class Block:
         self.meta = meta
         self._symbols = symbols
         self._container = Container(store.open(meta.key), meta.key)
-        if _meta_of(self._container) != meta:
+        if _meta_of(self._container) != replace(meta, deleted=""):
             raise CorruptionError(meta.key, 0, "not the object that the manifest names")
         self._index: StaticIndex | None = None
         self._lock = threading.Lock()

@@ -56,8 +56,8 @@ class StaticIndex(SeriesIndex):
         self._lock = threading.Lock()
 
     @staticmethod
-    def build(registry: SeriesRegistry, refs: NDArray[np.uint32]) -> dict[str, NDArray[Any]]:
-        """Arrays of an index over some series of a registry; row i is series ``refs[i]``.
+    def build(registry: SeriesRegistry | StaticIndex, refs: NDArray[np.uint32]) -> dict[str, NDArray[Any]]:
+        """Arrays of an index over some series of a registry or another block; row i is series ``refs[i]``.
 
         Returns
         -------

@@ -60,20 +60,26 @@ PENDING = 255
 """Status of a sample that is not newer than its series, or below a floor: to be looked up."""
 
 # words of a state row
-_LAST = np.uint64(0)  # biased time of the newest in-order sample; 0 = none ever
+LAST = 0
+PACKED = 4
+PLACE = 5
+NEWEST_CHUNK = 7
+_LAST = np.uint64(LAST)  # biased time of the newest in-order sample; 0 = none ever
 _DELTA = np.uint64(1)
 _VALUE = np.uint64(2)
 _WORD = np.uint64(3)  # word being filled
-_PACKED = np.uint64(4)  # bits used 0-5, trail 6-11, lead 12-18, samples 19-26, full words 27-36
-_PLACE = np.uint64(5)  # next word in blocks (low 32 bits), first block (high 32 bits)
+_PACKED = np.uint64(PACKED)  # bits used 0-5, trail 6-11, lead 12-18, samples 19-26, full words 27-36
+_PLACE = np.uint64(PLACE)  # next word in blocks (low 32 bits), first block (high 32 bits)
 _END = np.uint64(6)  # biased time from which on a new chunk starts; 0 = no open chunk, or a full one
-_NEWEST_CHUNK = np.uint64(7)  # 1 + row of the newest sealed chunk
+_NEWEST_CHUNK = np.uint64(NEWEST_CHUNK)  # 1 + row of the newest sealed chunk
 
 # words of a chunk row
+PAYLOAD = 2
+NEXT = 3
 _MIN = np.uint64(0)  # unbiased times
 _MAX = np.uint64(1)
-_PAYLOAD = np.uint64(2)  # samples 0-7, words 8-23, first word 24-63
-_NEXT = np.uint64(3)  # 1 + row of the next older chunk of the series, or of the next free row
+_PAYLOAD = np.uint64(PAYLOAD)  # samples 0-7, words 8-23, first word 24-63
+_NEXT = np.uint64(NEXT)  # 1 + row of the next older chunk of the series, or of the next free row
 
 _FREE_BLOCK = np.uint64(FREE_BLOCK)
 _NEXT_BLOCK = np.uint64(NEXT_BLOCK)

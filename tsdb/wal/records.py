@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tsdb.errors import CorruptionError
 from tsdb.kernels import wal as kernels
 from tsdb.kernels.wal import BODY_VERSION, SAMPLE_BYTES_MAX, SAMPLES_HEAD_BYTES
+from tsdb.matchers import Matcher, MatchOp
 
 SERIES_HEAD_BYTES = 5  # version u8, count u32
 DELTA_BYTES_MAX = 10
@@ -28,10 +29,10 @@ class Kind(IntEnum):
     SERIES = 1
     SAMPLES = 2
     METADATA = 3
-    TOMBSTONE = 4  # reserved from here on: readers report them as unknown
+    TOMBSTONE = 4
     STREAM = 5
     LOG_ROWS = 6
-    NOTE = 7
+    NOTE = 7  # reserved, as the next: readers report them as unknown
     NATIVE_HISTOGRAM = 8
     REPLICAS = 9
 
@@ -171,3 +172,34 @@ def decode_metadata(body: bytes) -> list[tuple[str, str, str, str]]:
         return [(str(name), str(kind), str(text), str(unit)) for name, kind, text, unit in rows]
     except (ValueError, TypeError) as error:
         raise _bad(f"metadata do not decode: {error}") from error
+
+
+class Deletion(NamedTuple):
+    """What is deleted: samples within ``[mint_ms, maxt_ms]`` of the series that satisfy any of the selectors."""
+
+    selectors: tuple[tuple[Matcher, ...], ...]
+    mint_ms: int
+    maxt_ms: int
+
+
+def encode_deletion(deletion: Deletion) -> bytes:
+    """Body of a TOMBSTONE record."""
+    selectors = [[[m.name, m.op.value, m.value] for m in selector] for selector in deletion.selectors]
+    body = [deletion.mint_ms, deletion.maxt_ms, selectors]
+    return bytes([BODY_VERSION]) + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def decode_deletion(body: bytes) -> Deletion:
+    """What a TOMBSTONE record deletes.
+
+    Raises
+    ------
+    CorruptionError        the body is no TOMBSTONE body of this version
+    """
+    _checked(body, 1)
+    try:
+        mint_ms, maxt_ms, rows = json.loads(body[1:])
+        selectors = tuple(tuple(Matcher(str(n), MatchOp(op), str(v)) for n, op, v in row) for row in rows)
+        return Deletion(selectors, int(mint_ms), int(maxt_ms))
+    except (ValueError, TypeError) as error:
+        raise _bad(f"deletion does not decode: {error}") from error
