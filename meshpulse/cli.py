@@ -42,7 +42,10 @@ def serve(
     config: Annotated[Path | None, typer.Option("--config", "--config.file", help="Configuration (YAML).")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond loopback without tokens.")] = False,
     enable_admin_api: Annotated[
-        bool, typer.Option("--enable-admin-api", "--web.enable-admin-api", help="Serve snapshots [server.admin_api].")
+        bool,
+        typer.Option(
+            "--enable-admin-api", "--web.enable-admin-api", help="Serve snapshots and deletion [server.admin_api]."
+        ),
     ] = False,
     route_prefix: Annotated[
         str | None, typer.Option("--web.route-prefix", help="Also serve below this path [server.route_prefix].")

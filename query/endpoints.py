@@ -309,7 +309,7 @@ class Endpoints:
 
     def federate(self, request: Request) -> Plain:
         """The newest sample of each selected series within the lookback, as a page to be scraped."""
-        selectors = _selectors(request.params)
+        selectors = match_params(request.params)
         now_ms = self._clock.now_ms()
         begin_ms = now_ms - self._engine.limits.lookback_ms + 1
         storage = self._storage(request)
@@ -323,7 +323,7 @@ class Endpoints:
         """Label names, sorted."""
         limit = limit_param(request.params)
         start_ms, end_ms = _time_range(request.params)
-        selectors = _selectors(request.params)
+        selectors = match_params(request.params)
         names = self._storage(request).label_names(selectors, start_ms, end_ms) if start_ms <= end_ms else []
         return _limited(names, limit)
 
@@ -332,7 +332,7 @@ class Endpoints:
         name = path_label_name(request.raw_path, LABEL_PREFIX, LABEL_SUFFIX)
         limit = limit_param(request.params)
         start_ms, end_ms = _time_range(request.params)
-        selectors = _selectors(request.params)
+        selectors = match_params(request.params)
         storage = self._storage(request)
         values = storage.label_values(name, selectors, start_ms, end_ms) if start_ms <= end_ms else []
         return _limited(values, limit)
@@ -345,7 +345,7 @@ class Endpoints:
         limit = limit_param(params)
         start_ms, end_ms = _time_range(params)
         try:
-            selectors = _selectors(params)
+            selectors = match_params(params)
         except BadDataError as error:
             raise ParamError("match[]", str(error)) from None
         storage: Storage = self._storage(request) if start_ms <= end_ms else EmptyStorage()
@@ -459,7 +459,7 @@ def _time_range(params: Params) -> tuple[int, int]:
     return time_param(params, "start", MIN_TIME_MS), time_param(params, "end", MAX_TIME_MS)
 
 
-def _selectors(params: Params) -> list[tuple[Matcher, ...]]:
+def match_params(params: Params) -> list[tuple[Matcher, ...]]:
     """The selectors of ``match[]``; an empty one is as good as none."""
     selectors = [parse_selector(text) for text in params.all("match[]") if text]
     for matchers in selectors:
