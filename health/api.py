@@ -125,12 +125,17 @@ class HealthApi:
     ----------
     runner : the running loop
     tenant : whose endpoints are judged; nobody else is told of them
+
+    Attributes
+    ----------
+    explain_past : answers explanations of another time than now
     """
 
     def __init__(self, runner: HealthRunner, tenant: str = DEFAULT_TENANT) -> None:
         self._tenant = tenant
         self._runner = runner
         self._board = runner.health.board
+        self.explain_past: Handler | None = None
         self._cached: tuple[Snapshot | None, dict[tuple[str, ...], bytes]] = (None, {})
         table: tuple[tuple[str, str, Handler], ...] = (
             ("GET", "endpoints", self._endpoints),
@@ -270,8 +275,12 @@ class HealthApi:
 
         return success(await self._runner.call(rows))
 
-    async def _explain(self, request: Request, _: re.Match[str]) -> Answer:
+    async def _explain(self, request: Request, found: re.Match[str]) -> Answer:
         service, endpoint = request.needed("service"), request.needed("endpoint")
+        if request.param("time"):
+            if self.explain_past is None:
+                raise ApiError("unavailable", "there is no history to explain")
+            return await self.explain_past(request, found)
 
         def explain() -> dict[str, Any]:
             health = self._runner.health

@@ -83,6 +83,59 @@ class _TotalWindow(ServiceWindow):
         self.buckets = np.zeros((n_groups, self.shape[1], n_buckets))
 
 
+class _SecondsWindow(ServiceWindow):
+    """Counts of each endpoint by the second in which an increment began."""
+
+    def __init__(self, policy: Policy, start_ms: int, seconds: int) -> None:
+        super().__init__(policy, 0, 0)
+        self._start_ms = start_ms
+        self.seconds = {channel: np.zeros((0, seconds)) for channel in Channel}
+
+    def add(
+        self,
+        channel: Channel,
+        observers: NDArray[np.int64],  # noqa: ARG002
+        endpoints: NDArray[np.int64],
+        begin_ms: NDArray[np.int64],
+        times_ms: NDArray[np.int64],  # noqa: ARG002
+        deltas: Floats,
+    ) -> None:
+        at = np.maximum(begin_ms - self._start_ms, 0) // 1000
+        np.add.at(self.seconds[channel], (endpoints, at), deltas)
+
+    def rearrange(self, observers: NDArray[np.int64], endpoints: NDArray[np.int64]) -> None:
+        super().rearrange(observers, endpoints)
+        for channel, old in self.seconds.items():
+            new = np.zeros((len(endpoints), old.shape[1]))
+            new[: len(old)] = old
+            self.seconds[channel] = new
+
+
+def read_seconds(
+    frames: Frames, mappings: Sequence[SeriesMapping], service: str, endpoint: str, start_ms: int, end_ms: int
+) -> tuple[Floats, Floats]:
+    """Errors and attempts of an endpoint in each second of (start, end], (seconds,) float64 both.
+
+    An increment counts where it began: of several seconds between two scrapes nobody knows better.
+
+    Raises
+    ------
+    tsdb.errors.LimitError        more series or samples than one selection may read
+    """
+    policy = Policy()
+    found = Service(service, policy, ServiceState(start_ms))
+    window = found.window = _SecondsWindow(policy, start_ms, (end_ms - start_ms) // 1000 + 1)
+    window.advance(end_ms)
+    for mapping in mappings:
+        SeriesReader(mapping, lambda name: found if name == service else None, only=service).read(
+            frames, start_ms, end_ms
+        )
+    column = found.column(endpoint)
+    if column is None:
+        return window.seconds[Channel.ERRORS].sum(axis=0), window.seconds[Channel.ATTEMPTS].sum(axis=0)
+    return window.seconds[Channel.ERRORS][column], window.seconds[Channel.ATTEMPTS][column]
+
+
 def read_totals(frames: Frames, mappings: Sequence[SeriesMapping], service: str, start_ms: int, end_ms: int) -> Totals:
     """Sum what one service's series counted in (start, end]; several mappings are added up.
 

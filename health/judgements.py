@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from health.api import Answer, ApiError, HealthApi, Request, success, time_ms
 from health.compare import MARGIN, Side, compare_sides
 from health.gates import STATUS, gate
 from health.history import Totals, read_totals
+from health.past import Past, Plan
 from health.policy_text import parse_duration_ms, parse_policy
-from health.replay import TICKS_MAX, ReplayPlan, replay
+from health.replay import TICKS_MAX, explain_past, replay
 from health.runner import HealthRunner
 from health.slo import burn_rates
 from query.engine.engine import Engine
@@ -23,6 +25,7 @@ from query.result import VectorResult
 from query.storage import Storage
 from tsdb.errors import LimitError
 
+T = TypeVar("T")
 _WINDOW_MS_MAX = 6 * 3_600_000
 
 
@@ -33,17 +36,22 @@ class Judgements:
     ----------
     frames : the tenant that is read
     engine : evaluates the queries of ``slo``
+    folder : where the loop notes when samples arrived; None = nowhere
     """
 
-    def __init__(self, runner: HealthRunner, frames: Storage, executor: Executor, engine: Engine) -> None:
+    def __init__(
+        self, runner: HealthRunner, frames: Storage, executor: Executor, engine: Engine, folder: Path | None = None
+    ) -> None:
         self._runner = runner
         self._frames = frames
         self._executor = executor
         self._engine = engine
-        self._replaying = asyncio.Lock()
+        self._folder = folder
+        self._rerunning = asyncio.Lock()
 
     def add_to(self, api: HealthApi) -> None:
-        """Serve ``compare``, ``gates``, ``replay`` and ``slo``."""
+        """Serve ``compare``, ``gates``, ``replay``, ``slo`` and explanations of the past."""
+        api.explain_past = self._explain
         api.add_route("GET", "compare", self._compare)
         api.add_route("POST", "replay", self._replay)
         api.add_route("GET", "slo", self._slo)
@@ -94,18 +102,31 @@ class Judgements:
             raise ApiError("bad_data", str(error)) from None
         if not 100 <= step_ms <= 60_000:
             raise ApiError("bad_data", "step must be between 100ms and 60s")
-        plan = ReplayPlan(service, policy, start_ms, end_ms, step_ms)
+        plan = Plan(service, policy, start_ms, end_ms, step_ms)
+        return success(await self._rerun(plan, lambda: replay(plan, self._past())))
+
+    async def _explain(self, request: Request, _: re.Match[str]) -> Answer:
+        service, endpoint = request.needed("service"), request.needed("endpoint")
+        end_ms = time_ms(request.param("time"), "time")
+        assert end_ms is not None, "the API answers explanations of now itself"
+        policy = await self._runner.call(self._runner.health.policy_of, service)
+        plan = Plan(service, policy, end_ms - policy.eval_interval_ms, end_ms, policy.eval_interval_ms)
+        data, approximations = await self._rerun(plan, lambda: explain_past(plan, self._past(), endpoint))
+        return success(data | {"approximations": approximations}, warnings=approximations)
+
+    def _past(self) -> Past:
+        health = self._runner.health
+        return Past(self._frames, health.mappings, health.facts, health.events, self._folder)
+
+    async def _rerun(self, plan: Plan, run: Callable[[], T]) -> T:
+        """Run something over history, one at a time."""
         if plan.ticks > TICKS_MAX:
             raise ApiError("execution", f"that is {plan.ticks:,} evaluations, at most {TICKS_MAX:,} are run at once")
-        if self._replaying.locked():
+        if self._rerunning.locked():
             raise ApiError("unavailable", "another replay is running")
-        async with self._replaying:
-
-            def run() -> dict[str, Any]:
-                return replay(plan, self._frames, health.mappings, health.facts, health.events)
-
+        async with self._rerunning:
             try:
-                return success(await asyncio.get_running_loop().run_in_executor(self._executor, run))
+                return await asyncio.get_running_loop().run_in_executor(self._executor, run)
             except LimitError as error:
                 raise ApiError("execution", str(error)) from None
 

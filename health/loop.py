@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from health.arrivals import ArrivalLog, facts_digest
 from health.board import EndpointView, HealthBoard, Revision, ServiceView
 from health.detectors import detect
 from health.events import EventList, decision_data, note_data, time_text
@@ -54,11 +55,13 @@ class LoopSettings:
     ----------
     policies : by name; none = the default policy
     only : judge this service alone; "" = all
+    fleet : endpoints that the whole fleet has at least (guard ``rate``)
     """
 
     mappings: tuple[SeriesMapping, ...]
     policies: Mapping[str, Policy] = field(default_factory=dict)
     only: str = ""
+    fleet: int = 0
 
 
 class HealthLoop:
@@ -71,6 +74,7 @@ class HealthLoop:
     journal : what survives
     writer : None = verdicts are not written back
     listener : is given new events, and must return at once
+    arrivals : None = replays will not know when samples arrived
     now_ms : of the start
 
     Attributes
@@ -90,6 +94,7 @@ class HealthLoop:
         now_ms: int,
         writer: VerdictWriter | None = None,
         listener: Listener | None = None,
+        arrivals: ArrivalLog | None = None,
     ) -> None:
         self._frames = frames
         self._journal = journal
@@ -119,6 +124,11 @@ class HealthLoop:
         }
         self._readers = [SeriesReader(mapping, self._service_of, settings.only) for mapping in settings.mappings]
         self._facts: Facts = {}
+        self._digests: dict[str, int] = {}
+        self._fleet_min = settings.fleet
+        self._arrivals = arrivals
+        if arrivals is not None:
+            arrivals.begin(now_ms, remembers=any(state.endpoints for state in memory.services.values()))
         self._fleet = FleetBudget()
         self._first = True
         self._tidied_ms = now_ms
@@ -139,6 +149,7 @@ class HealthLoop:
         now_ms = self._now = max(now_ms, self._now)
         for service in self.services.values():
             service.window.advance(now_ms)
+            service.arrived = 0
         self._expire(now_ms)
         since = now_ms - (HISTORY_S * 1000 if self._first else LOOKBACK_MS)
         partial = False
@@ -151,7 +162,10 @@ class HealthLoop:
         for name in self._facts.keys() - self.services.keys():
             if name in self._kept:
                 self._service_of(name)
-        self._fleet = replace(self._fleet, endpoints=sum(len(s.endpoints) for s in self.services.values()))
+        endpoints = sum(len(service.endpoints) for service in self.services.values())
+        self._fleet = replace(self._fleet, endpoints=max(self._fleet_min, endpoints))
+        if self._arrivals is not None:
+            self._arrivals.note(now_ms, self.services.values(), self._digests, endpoints)
         said: list[tuple[Decision, Policy]] = []
         for service in self.services.values():
             said += [(decision, service.policy) for decision in self._evaluate(service, now_ms, partial)]
@@ -160,6 +174,7 @@ class HealthLoop:
     def use_facts(self, facts: Facts) -> None:
         """Take over what topology sources say."""
         self._facts = facts
+        self._digests = {name: facts_digest(some) for name, some in facts.items()}
         self.board.notify()
 
     @property

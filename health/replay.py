@@ -1,168 +1,154 @@
-"""What would a policy have done? The loop itself, run over stored counters with a clock of its own.
-
-Samples count from their own time on. Live they arrived later (a scrape takes a moment, a remote-write batch seconds),
-so a replay decides up to that much earlier; it is exact where samples were read at their time.
-"""
+"""What a policy would have decided over stored history, beside what was decided (design page 9.8)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from health.board import Revision
-from health.events import Event, EventList, time_text
-from health.history import read_totals
-from health.journal import Journal, Memory
-from health.loop import HealthLoop, LoopSettings
-from health.mapping import SeriesMapping
-from health.policy import Policy
-from health.signals import Frames
-from health.topology import Facts
-from tsdb.frame import SeriesFrame
-from tsdb.limits import SelectLimits
-from tsdb.matchers import Matcher
+from health.events import KEPT, Event, time_text
+from health.explain import explanation
+from health.history import read_seconds, read_totals
+from health.past import Past, Plan, Rerun
+from health.verdicts import Detector, Kind
 
 TICKS_MAX = 21_600
 """Six hours at one evaluation a second: about half a minute of CPU for a service of 100 endpoints."""
-_CHUNK_MS = 300_000
 _SAME_MS = 15_000
 """A live ejection of the same endpoint within this time is the same one."""
-_INTERVALS_COUNTED = 100
+_COUNTED = 100
+"""Ejections whose errors are counted and whose onset is looked for: each reads its own minutes."""
+_ONSET_S = 120
+_BY_ERRORS = frozenset(
+    {Detector.ERROR_RATIO, Detector.HARD_FAILURE, Detector.SUCCESS_RATE, Detector.FAILURE_PERCENTAGE}
+)
 
 
-class PastFrames:
-    """Answers selections of a minute from chunks of five, which are read once."""
-
-    def __init__(self, frames: Frames) -> None:
-        self._frames = frames
-        self._chunks: dict[tuple[Matcher, ...], tuple[int, int, SeriesFrame]] = {}
-
-    def select(self, matchers: Sequence[Matcher], mint_ms: int, maxt_ms: int, limits: SelectLimits) -> SeriesFrame:
-        key = tuple(matchers)
-        first, last, chunk = self._chunks.get(key, (0, -1, None))
-        if chunk is None or mint_ms < first or maxt_ms > last:
-            first, last = mint_ms, maxt_ms + _CHUNK_MS
-            chunk = self._frames.select(matchers, first, last, limits)
-            self._chunks[key] = (first, last, chunk)
-        inside = (chunk.ts_ms >= mint_ms) & (chunk.ts_ms <= maxt_ms)
-        before = np.concatenate(([0], np.cumsum(inside)))
-        return replace(
-            chunk,
-            offsets=before[chunk.offsets].astype(np.int64),
-            ts_ms=chunk.ts_ms[inside],
-            values=chunk.values[inside],
-        )
-
-
-class _NoJournal(Journal):
-    """Remembers nothing."""
-
-    def __init__(self) -> None:
-        super().__init__(Path(), make=False)
-
-    def load(self, now_ms: int) -> Memory:  # noqa: ARG002
-        return Memory(Revision(1, 0))
-
-    def save(self, memory: Memory) -> None:
-        pass
-
-    def append(self, events: Iterable[Mapping[str, Any]]) -> None:
-        pass
-
-    def events(self) -> list[dict[str, Any]]:
-        return []
-
-
-@dataclass(frozen=True, slots=True)
-class ReplayPlan:
-    """What to replay: one service, one policy, (start, end] by steps."""
-
-    service: str
-    policy: Policy
-    start_ms: int
-    end_ms: int
-    step_ms: int
-
-    @property
-    def lead_ms(self) -> int:
-        """How long before the start evaluation begins, so that everything is warm and old enough by then."""
-        guards = self.policy.guards
-        return max(guards.warmup_ms, guards.min_age_ms) + 60_000
-
-    @property
-    def ticks(self) -> int:
-        """Evaluations it takes."""
-        return (self.end_ms - self.start_ms + self.lead_ms) // self.step_ms
-
-
-def replay(
-    plan: ReplayPlan, frames: Frames, mappings: tuple[SeriesMapping, ...], facts: Facts, live: EventList
-) -> dict[str, Any]:
+def replay(plan: Plan, past: Past) -> dict[str, Any]:
     """Run it; decisions after the start, what they would have saved, and how they differ from what happened.
 
     Raises
     ------
     tsdb.errors.LimitError        five minutes of the service are more than one selection may read
+    OSError                       the arrivals cannot be read
     """
-    now_ms = plan.start_ms - plan.lead_ms
-    policy = replace(plan.policy, service="*")
-    settings = LoopSettings(mappings, {policy.name: policy}, only=plan.service)
-    loop = HealthLoop(PastFrames(frames), settings, _NoJournal(), now_ms)
-    loop.use_facts({plan.service: facts[plan.service]} if plan.service in facts else {})
-    out_s = 0.0
-    peak = 0.0
+    rerun = Rerun(plan, past)
+    out_ms, peak, ticks, last_ms = 0, 0.0, 0, plan.start_ms
     open_since: dict[str, int] = {}
     intervals: list[tuple[str, int, int]] = []
-    while now_ms + plan.step_ms <= plan.end_ms:
-        now_ms += plan.step_ms
-        loop.tick(now_ms)
-        view = loop.board.now.services.get(plan.service)
+    for now_ms in rerun.run():
+        ticks += 1
+        view = rerun.loop.board.now.services.get(plan.service)
         if view is None or now_ms <= plan.start_ms:
             continue
         out = {e.endpoint for e in view.endpoints if e.verdict == "EJECT"}
-        out_s += len(out) * plan.step_ms / 1000
+        out_ms += len(out & open_since.keys()) * (now_ms - last_ms)
+        last_ms = now_ms
         peak = max(peak, len(out) / max(1, sum(e.listed for e in view.endpoints)))
         for endpoint in out - open_since.keys():
             open_since[endpoint] = now_ms
         intervals += [(endpoint, open_since.pop(endpoint), now_ms) for endpoint in open_since.keys() - out]
     intervals += [(endpoint, since, plan.end_ms) for endpoint, since in open_since.items()]
-    found = loop.events.find(start_ms=plan.start_ms, end_ms=plan.end_ms, service=plan.service, limit=10_000)
-    was = live.find(start_ms=plan.start_ms, end_ms=plan.end_ms, service=plan.service, type="ejected", limit=10_000)
+    found = rerun.loop.events.find(start_ms=plan.start_ms, end_ms=plan.end_ms, service=plan.service, limit=KEPT)
+    ejected = [event for event in found if event.data["type"] == Kind.EJECTED]
+    was = past.live.find(
+        start_ms=plan.start_ms, end_ms=plan.end_ms, service=plan.service, type=str(Kind.EJECTED), limit=KEPT
+    )
+    avoided = [_avoided(plan, past, ejected, *interval) for interval in intervals[:_COUNTED]]
+    waited = [seconds for event in ejected[:_COUNTED] if (seconds := _waited(plan, past, event)) is not None]
     return {
         "service": plan.service,
         "policy": plan.policy.name,
         "start": time_text(plan.start_ms),
         "end": time_text(plan.end_ms),
-        "exact": False,
+        "evaluations": ticks,
+        "exact": not rerun.approximations,
+        "approximations": rerun.approximations,
         "decisions": [_decision(event) for event in found if event.data["endpoint"]],
-        "ejected_endpoint_seconds": round(out_s, 3),
-        "errors_avoided": sum(
-            _errors(plan, frames, mappings, endpoint, since, until)
-            for endpoint, since, until in intervals[:_INTERVALS_COUNTED]
-        ),
+        "time_to_detect_s": {"count": len(waited), **{f"p{q}": _percentile(waited, q) for q in (50, 90)}},
+        "ejected_endpoint_seconds": out_ms / 1000,
+        "errors_avoided": round(sum(real + spared for real, spared in avoided)),
+        "errors_avoided_real": round(sum(real for real, _ in avoided)),
         "peak_ejected_percent": round(100 * peak, 1),
-        "diff_vs_live": _difference([e for e in found if e.data["type"] == "ejected"], was),
+        "diff_vs_live": _difference(ejected, was),
     }
+
+
+def explain_past(plan: Plan, past: Past, endpoint: str) -> tuple[dict[str, Any], list[str]]:
+    """The explanation of an endpoint as it would have been at ``plan.end_ms``, and why that may differ.
+
+    Raises
+    ------
+    NotFoundError        it was not seen then
+    """
+    rerun = Rerun(plan, past)
+    for _ in rerun.run():
+        pass
+    evaluation, column = rerun.loop.evaluation(plan.service, endpoint)
+    data = explanation(evaluation, column, rerun.loop.mapping_of(plan.service))
+    data["mode"] = str(plan.policy.mode)
+    events = rerun.loop.events.find(service=plan.service, endpoint=endpoint, limit=KEPT)
+    return data | {"events": [event.data for event in events]}, rerun.approximations
+
+
+def onset(errors: NDArray[np.float64], attempts: NDArray[np.float64], before: float, after: float) -> int:
+    """The second from which on the counts look like the ratio ``after`` rather than ``before``: the likeliest change.
+
+    Parameters
+    ----------
+    errors, attempts : (n,) float64, a second each, the last is that of the verdict
+    before, after : error ratios, ``before < after``
+    """
+    gain = errors * np.log(after / before) + (attempts - errors) * np.log((1 - after) / (1 - before))
+    return int(np.argmax(np.cumsum(gain[::-1])[::-1]))
+
+
+def _waited(plan: Plan, past: Past, event: Event) -> float | None:
+    """Seconds from the onset of the fault to the ejection; None when it was no detector of errors that ejected."""
+    evidence = event.data["evidence"]
+    if event.data["detector"] not in _BY_ERRORS or "ratio" not in evidence:
+        return None
+    start_ms = event.time_ms - _ONSET_S * 1000
+    errors, attempts = read_seconds(
+        past.frames, past.mappings, plan.service, event.data["endpoint"], start_ms, event.time_ms
+    )
+    before = min(max(float(evidence["baseline"]), 1e-3), 0.5)
+    after = min(max(float(evidence["ratio"]), 2 * before), 0.999)
+    return float(_ONSET_S - onset(errors, attempts, before, after))
+
+
+def _percentile(values: list[float], q: int) -> float | None:
+    return float(np.percentile(values, q, method="inverted_cdf")) if values else None
 
 
 def _decision(event: Event) -> dict[str, Any]:
     data = event.data
-    keys = ("time", "type", "endpoint", "from", "to", "detector", "guard", "until")
+    keys = ("time", "type", "endpoint", "from", "to", "detector", "guard", "until", "reason")
     return {key: data[key] for key in keys}
 
 
-def _errors(
-    plan: ReplayPlan, frames: Frames, mappings: Sequence[SeriesMapping], endpoint: str, since_ms: int, until_ms: int
-) -> int:
-    """Errors that really happened at an endpoint while the replay had it ejected."""
-    totals = read_totals(frames, mappings, plan.service, since_ms, until_ms)
-    if endpoint not in totals.endpoints:
-        return 0
-    return int(totals.errors[:, totals.endpoints.index(endpoint)].sum())
+def _avoided(
+    plan: Plan, past: Past, ejected: list[Event], endpoint: str, since_ms: int, until_ms: int
+) -> tuple[float, float]:
+    """Errors of an endpoint while the replay had it out: those that really happened, and those that did not.
+
+    Where it was out in truth too, the second is what its peers' number of attempts would have brought at the error
+    ratio that convicted it.
+    """
+    totals = read_totals(past.frames, past.mappings, plan.service, since_ms, until_ms)
+    attempts = totals.attempts.sum(axis=0)
+    at = totals.endpoints.index(endpoint) if endpoint in totals.endpoints else None
+    own = 0.0 if at is None else float(attempts[at])
+    peers = attempts if at is None else np.delete(attempts, at)
+    missing = max(0.0, float(peers.mean()) - own) if len(peers) else 0.0
+    ratios = [
+        float(event.data["evidence"]["ratio"])
+        for event in ejected
+        if event.data["endpoint"] == endpoint and event.time_ms <= since_ms and "ratio" in event.data["evidence"]
+    ]
+    real = 0.0 if at is None else float(totals.errors[:, at].sum())
+    return real, missing * ratios[-1] if ratios else 0.0
 
 
 def _difference(found: list[Event], was: list[Event]) -> dict[str, int]:

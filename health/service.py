@@ -34,6 +34,7 @@ class Service:
     seen_ms : (P,) int64     time of the newest sample of each observer
     usable : (P, H) int8     the proxy's own view: 1 usable, 0 not, -1 not told
     data_as_of_ms : newest sample time
+    arrived : series that had new samples in this evaluation
     interval_ms : how often observers report, estimated
     bounds : upper bounds of the latency buckets as written, ascending, the last is ``+Inf``; empty = no latency
     generation : grows when rows and columns get other numbers
@@ -52,6 +53,7 @@ class Service:
         self.seen_ms: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self.usable: NDArray[np.int8] = np.zeros((0, 0), dtype=np.int8)
         self.data_as_of_ms = NEVER_MS
+        self.arrived = 0
         self.interval_ms = 1_000.0
         self._interval_known = False
         self.bounds: tuple[str, ...] = ()
@@ -167,6 +169,7 @@ class Service:
     ) -> None:
         """Note that series had samples, (n,) each."""
         if len(times_ms):
+            self.arrived += len(times_ms)
             np.maximum.at(self.seen_ms, observers, times_ms)
             self.window.seen(endpoints, times_ms)
             self.data_as_of_ms = max(self.data_as_of_ms, int(times_ms.max()))

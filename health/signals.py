@@ -7,7 +7,7 @@ sample; from then on a tick costs array operations only.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -52,9 +52,7 @@ class SeriesReader:
     def __init__(self, mapping: SeriesMapping, service_of: ServiceOf, only: str = "") -> None:
         self.mapping = mapping
         self._service_of = service_of
-        self._matchers = [Matcher("__name__", MatchOp.REGEX, "|".join(map(re.escape, mapping.metrics)))]
-        if only and mapping.service:
-            self._matchers.append(Matcher(mapping.service, MatchOp.EQUAL, only))
+        self._matchers = matchers_of(mapping, only)
         self._rules = {counter.metric: counter for counter in mapping.counters}
         self._counters = CounterTable()
         self._names: tuple[str, ...] = ()
@@ -224,7 +222,7 @@ class SeriesReader:
         for i, (_, zone, *parts) in enumerate(observer.texts):
             number = int(numbers[observer.first[i]])
             if number >= 0:
-                lines[i] = self._services[number].observer("/".join(filter(None, parts)), zone)
+                lines[i] = self._services[number].observer(_observer(parts), zone)
         roles = np.array([self._role_of(name) for (name,) in metric.texts], dtype=np.int8)
         ours = (numbers >= 0) & (columns[endpoint.number] >= 0)
         self._service[rows] = np.where(ours, numbers, -2)
@@ -330,6 +328,24 @@ def _distinct(labels: LabelTable, rows: Integers, columns: tuple[str, ...]) -> _
     distinct, first, number = np.unique(ids, axis=0, return_index=True, return_inverse=True)
     texts = [tuple(labels.symbols.texts(row)) for row in distinct]
     return _Distinct(texts, number.reshape(-1).astype(np.int64), first.tolist())
+
+
+def matchers_of(mapping: SeriesMapping, only: str = "") -> list[Matcher]:
+    """What selects the series of a mapping, of one service or (``only`` = "") of all."""
+    matchers = [Matcher("__name__", MatchOp.REGEX, "|".join(map(re.escape, mapping.metrics)))]
+    if only and mapping.service:
+        matchers.append(Matcher(mapping.service, MatchOp.EQUAL, only))
+    return matchers
+
+
+def observers_of(labels: LabelTable, mapping: SeriesMapping) -> tuple[list[str], Integers]:
+    """Names of the observers, and which of them each series comes from, (n,) int64."""
+    found = _distinct(labels, np.arange(len(labels)), mapping.observer)
+    return [_observer(parts) for parts in found.texts], found.number
+
+
+def _observer(parts: Iterable[str]) -> str:
+    return "/".join(filter(None, parts))
 
 
 def _by(numbers: Integers) -> list[tuple[int, Integers]]:

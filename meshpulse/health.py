@@ -13,6 +13,7 @@ from health.adapters.lrs import LoadReports
 from health.adapters.rest_eds import PATH as EDS_PATH
 from health.adapters.rest_eds import RestEds
 from health.api import PREFIX, HealthApi
+from health.arrivals import ArrivalLog
 from health.journal import Journal
 from health.judgements import Judgements
 from health.lease import ActuatorLease
@@ -66,10 +67,11 @@ def build_health(config: Config, db: TSDB, engine: Engine, clock: Clock) -> Heal
         policies={policy.name: policy for policy in (parse_policy(data) for data in wanted.policies)},
     )
     writer = VerdictWriter(tenant, milliseconds(wanted.write_interval)) if wanted.write_series else None
-    journal = Journal(config.storage.path / "health")
+    folder = config.storage.path / "health"
+    journal = Journal(folder)
     ticking, beside = ThreadPoolExecutor(1, "health"), ThreadPoolExecutor(2, "health-beside")
     lines = EventLines(tenant.logs, beside) if wanted.write_logs else None
-    loop = HealthLoop(tenant, settings, journal, clock.now_ms(), writer, lines)
+    loop = HealthLoop(tenant, settings, journal, clock.now_ms(), writer, lines, ArrivalLog(folder))
     runner = HealthRunner(
         loop,
         clock,
@@ -83,6 +85,6 @@ def build_health(config: Config, db: TSDB, engine: Engine, clock: Clock) -> Heal
     files = FileEds(loop, runner.lease, [parse_file(data) for data in wanted.file_eds])
     runner.followers.append(files)
     api = HealthApi(runner, wanted.tenant)
-    Judgements(runner, tenant, beside, engine).add_to(api)
+    Judgements(runner, tenant, beside, engine, folder).add_to(api)
     loads = LoadReports(tenant, clock, milliseconds(wanted.load_report_interval))
     return HealthParts(runner, api, RestEds(runner), GrpcEds(runner), loads, files, lines, (ticking, beside))

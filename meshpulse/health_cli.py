@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
+
+from health.policy_text import parse_duration_ms
 
 app = typer.Typer(help="Ask a running server about endpoints.", no_args_is_help=True)
 
-_TIMEOUT_S = 10.0
+_REPLAY_TIMEOUT_S = 600.0
+"""The most evaluations a replay may have take about half a minute a service of 100 endpoints, on a free core."""
 _EVENTS_SHOWN = 8
 
 
@@ -22,8 +28,10 @@ class AskError(Exception):
     """The server did not answer as wanted; the text is for a person."""
 
 
-def ask(url: str, token: str, path: str, **params: str) -> Any:
-    """``data`` of an answer of the health API.
+def ask(
+    url: str, token: str, path: str, *, body: Mapping[str, Any] | None = None, timeout_s: float = 10.0, **params: str
+) -> Any:
+    """``data`` of an answer of the health API; with a ``body`` it is posted.
 
     Raises
     ------
@@ -31,9 +39,11 @@ def ask(url: str, token: str, path: str, **params: str) -> Any:
     """
     query = urllib.parse.urlencode({key: value for key, value in params.items() if value})
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(f"{url.rstrip('/')}/api/v1/health/{path}?{query}", headers=headers)  # noqa: S310
+    data = None if body is None else json.dumps(body).encode()
+    address = f"{url.rstrip('/')}/api/v1/health/{path}" + (f"?{query}" if query else "")
+    request = urllib.request.Request(address, data, headers | ({"Content-Type": "application/json"} if data else {}))  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as reply:  # noqa: S310  # the user's own URL
+        with urllib.request.urlopen(request, timeout=timeout_s) as reply:  # noqa: S310  # the user's own URL
             return json.load(reply)["data"]
     except urllib.error.HTTPError as error:
         text = error.read().decode(errors="replace")
@@ -47,9 +57,11 @@ def ask(url: str, token: str, path: str, **params: str) -> Any:
 def explanation_lines(data: Mapping[str, Any]) -> Iterator[str]:
     """An explanation for a terminal."""
     yield f"{data['service']} {data['endpoint']} is {data['state']} since {data['since']} ({data['mode']})"
+    for reason in data.get("approximations", ()):
+        yield f"  approximate: {reason}"
     if data["until"]:
         yield f"  until {data['until']}, ejected {data['ejections']} times"
-    if data["reason"]:
+    if data.get("reason"):
         yield f"  {data['reason']}"
     found = data.get("conviction")
     if found:
@@ -98,18 +110,90 @@ def _short(value: object) -> str:
 def explain(
     service: Annotated[str, typer.Argument(help="Name of the service.")],
     endpoint: Annotated[str, typer.Argument(help="ADDRESS:PORT of the endpoint.")],
+    at: Annotated[
+        str, typer.Option("--time", help="Another time than now: RFC 3339, unix seconds, or how long ago.")
+    ] = "",
     url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:9090",
     token: Annotated[str, typer.Option(envvar="MESHPULSE_TOKEN", help="A token with the role read.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as it came.")] = False,
 ) -> None:
     """Why an endpoint stands where it stands: statistics, gates, guards, observers, events."""
     try:
-        data = ask(url, token, "explain", service=service, endpoint=endpoint)
+        when = _moment(at) if at else ""
+        timeout_s = _REPLAY_TIMEOUT_S if at else 10.0
+        data = ask(url, token, "explain", timeout_s=timeout_s, service=service, endpoint=endpoint, time=when)
     except AskError as error:
         typer.echo(f"meshpulse: {error}", err=True)
         raise typer.Exit(1) from None
     for line in [json.dumps(data, indent=2)] if as_json else explanation_lines(data):
         typer.echo(line)
+
+
+def replay_lines(data: Mapping[str, Any]) -> Iterator[str]:
+    """A replay for a terminal."""
+    yield f"{data['service']} by policy {data['policy']}, {data['start']} to {data['end']}"
+    if data["exact"]:
+        yield f"  exact: {data['evaluations']:,} evaluations saw what the live ones saw"
+    for reason in data["approximations"]:
+        yield f"  approximate: {reason}"
+    waited = data["time_to_detect_s"]
+    if waited["count"]:
+        yield f"  time to detect: p50 {waited['p50']:g} s, p90 {waited['p90']:g} s over {waited['count']} ejections"
+    yield (
+        f"  ejected for {data['ejected_endpoint_seconds']:,.0f} endpoint seconds, at most "
+        f"{data['peak_ejected_percent']:g} % at once"
+    )
+    yield f"  about {data['errors_avoided']:,} errors avoided ({data['errors_avoided_real']:,} really happened)"
+    added, removed = (data["diff_vs_live"][key] for key in ("added", "removed"))
+    yield f"  against what happened: {added} ejections more, {removed} that it would not have made"
+    yield "decisions:" if data["decisions"] else "no decisions"
+    for decision in data["decisions"]:
+        yield f"  {decision['time']} {decision['type']:<10} {decision['endpoint']:<24} {decision['reason']}".rstrip()
+
+
+@app.command()
+def replay(
+    service: Annotated[str, typer.Argument(help="Name of the service.")],
+    start: Annotated[str, typer.Option(help="RFC 3339, unix seconds, or how long ago: 30m, 6h.")],
+    end: Annotated[str, typer.Option(help="The same; now when left out.")] = "",
+    policy: Annotated[
+        Path | None, typer.Option(help="YAML or JSON file with another policy than the one in force.", exists=True)
+    ] = None,
+    step: Annotated[str, typer.Option(help="Between evaluations, where it is not known when they were.")] = "",
+    url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:9090",
+    token: Annotated[str, typer.Option(envvar="MESHPULSE_TOKEN", help="A token with the role actuate.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as it came.")] = False,
+) -> None:
+    """What a policy would have decided over stored history, beside what was decided."""
+    body: dict[str, Any] = {"service": service, "start": _moment(start)}
+    if end:
+        body["end"] = _moment(end)
+    if step:
+        body["step"] = step
+    try:
+        if policy is not None:
+            body["policy"] = _policy_file(policy)
+        data = ask(url, token, "replay", body=body, timeout_s=_REPLAY_TIMEOUT_S)
+    except AskError as error:
+        typer.echo(f"meshpulse: {error}", err=True)
+        raise typer.Exit(1) from None
+    for line in [json.dumps(data, indent=2)] if as_json else replay_lines(data):
+        typer.echo(line)
+
+
+def _moment(text: str) -> str:
+    """A time as the API reads it; a duration counts back from now."""
+    try:
+        return str(time.time() - parse_duration_ms(text) / 1000)
+    except ValueError:
+        return text
+
+
+def _policy_file(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise AskError(f"{path}: {error}") from None
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from health.arrivals import ArrivalLog
 from health.journal import Journal
 from health.loop import HealthLoop, Listener, LoopSettings
 from health.mapping import BUILT_IN
@@ -35,6 +36,7 @@ class Mesh:
     Attributes
     ----------
     failing : per endpoint, probability of an error
+    delays_s : per observer, how long its samples are under way
     """
 
     def __init__(
@@ -47,8 +49,12 @@ class Mesh:
         seed: int = 1,
         storage: MemoryStorage | None = None,
         listener: Listener | None = None,
+        arrivals: bool = False,
     ) -> None:
         self.listener = listener
+        self.arrivals = arrivals
+        self.delays_s = [0] * observers
+        self._under_way: list[tuple[int, dict[str, str], int, float]] = []
         self.folder = folder
         self.policy = policy
         self.storage = storage or FreshStorage()
@@ -66,7 +72,9 @@ class Mesh:
 
     def start(self) -> HealthLoop:
         settings = LoopSettings((BUILT_IN["envoy_endpoint"],), {self.policy.name: self.policy})
-        return HealthLoop(self.storage, settings, Journal(self.folder), self.now, None, self.listener)
+        journal = Journal(self.folder)
+        log = ArrivalLog(self.folder) if self.arrivals else None
+        return HealthLoop(self.storage, settings, journal, self.now, None, self.listener, log)
 
     def weights(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         view = self.loop.board.now.services.get("svc")
@@ -90,6 +98,7 @@ class Mesh:
             self.counters += (n - k, k)
             if self.now // 1000 % scrape_s == 0:
                 self.scrape()
+            self.deliver()
             self.loop.tick(self.now)
         return [dict(event.data) for event in self.loop.events.find(after=first, limit=10_000)]
 
@@ -101,7 +110,12 @@ class Mesh:
                 labels = {"envoy_cluster_name": "svc", "envoy_endpoint_address": name, "instance": observer}
                 for metric, values in zip(("rq_success", "rq_error"), self.counters, strict=True):
                     series = {"__name__": f"envoy_cluster_endpoint_{metric}", **labels}
-                    self.storage.add(series, [(self.now, float(values[p, h]))])
+                    self._under_way.append((self.now + 1000 * self.delays_s[p], series, self.now, float(values[p, h])))
+
+    def deliver(self) -> None:
+        for _, series, at, value in (sample for sample in self._under_way if sample[0] <= self.now):
+            self.storage.add(series, [(at, value)])
+        self._under_way = [sample for sample in self._under_way if sample[0] > self.now]
 
     def state(self, endpoint: int = 0) -> str:
         view = self.loop.board.now.services["svc"].endpoint(self.names[endpoint])

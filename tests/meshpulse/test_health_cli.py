@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,7 +37,28 @@ DATA: dict[str, Any] = {
 }  # fmt: skip
 
 
+REPLAY: dict[str, Any] = {
+    "service": "svc", "policy": "default", "start": "S", "end": "E", "evaluations": 1234, "exact": False,
+    "approximations": ["people gave orders, which are not repeated"],
+    "decisions": [{"time": "T", "type": "ejected", "endpoint": "a:1", "reason": "15 % of attempts fail"}],
+    "time_to_detect_s": {"count": 2, "p50": 5.0, "p90": 7.0},
+    "ejected_endpoint_seconds": 1240.5, "errors_avoided": 812, "errors_avoided_real": 700, "peak_ejected_percent": 16.7,
+    "diff_vs_live": {"added": 2, "removed": 0},
+}  # fmt: skip
+asked: list[dict[str, Any]] = []
+
+
 class Stand(http.server.BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        known = self.path == "/api/v1/health/replay" and asked[-1]["service"] == "svc"
+        body = {"status": "success", "data": REPLAY} if known else {"status": "error", "error": "no such service"}
+        data = json.dumps(body).encode()
+        self.send_response(200 if known else 404)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
     def do_GET(self) -> None:
         found = "endpoint=a%3A1" in self.path and self.headers.get("authorization") == "Bearer secret"
         if "/gates/" in self.path:
@@ -80,6 +103,35 @@ def test_explain(url: str) -> None:
         assert part in done.output
     raw = CliRunner().invoke(app, ["health", "explain", "svc", "a:1", "--url", url, "--token", "secret", "--json"])
     assert json.loads(raw.output) == DATA
+
+
+def test_replay(url: str, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yml"
+    policy.write_text("name: strict\nerror: {min_excess: 0.02}\n")
+    command = ["health", "replay", "svc", "--start", "30m", "--end", "2026-11-25T00:00:00Z", "--url", url]
+    done = CliRunner().invoke(app, [*command, "--policy", str(policy)])
+    assert done.exit_code == 0, done.output
+    assert asked[-1]["end"] == "2026-11-25T00:00:00Z"
+    assert asked[-1]["policy"] == {"name": "strict", "error": {"min_excess": 0.02}}
+    assert 1790 < time.time() - float(asked[-1]["start"]) < 1900
+    for part in (
+        "svc by policy default, S to E",
+        "approximate: people gave orders",
+        "time to detect: p50 5 s, p90 7 s over 2 ejections",
+        "1,240 endpoint seconds",
+        "about 812 errors avoided (700 really happened)",
+        "2 ejections more",
+        "T ejected    a:1                      15 % of attempts fail",
+    ):
+        assert part in done.output
+    raw = CliRunner().invoke(app, [*command, "--json"])
+    assert json.loads(raw.output) == REPLAY
+    assert "policy" not in asked[-1]
+    policy.write_text("[")
+    for wrong in (["health", "replay", "other", "--start", "1h", "--url", url], [*command, "--policy", str(policy)]):
+        failed = CliRunner().invoke(app, wrong)
+        assert failed.exit_code == 1
+        assert "meshpulse: " in failed.output
 
 
 def test_what_goes_wrong_is_said(url: str) -> None:
