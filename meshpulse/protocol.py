@@ -15,10 +15,11 @@ from enum import Enum, auto
 from typing import Any, cast
 
 import httptools
-from uvicorn._types import ASGIReceiveEvent
+from uvicorn._types import ASGI3Application, ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from meshpulse.direct import Direct, DirectConnection, take_over
+from meshpulse.eager import first_step
 from meshpulse.edge import (
     BODY_BYTES_A_SECOND_MIN,
     BODY_TIMEOUT,
@@ -34,6 +35,9 @@ from meshpulse.edge import (
 )
 from tsdb.errors import Reason
 
+AT_ONCE = frozenset({"/api/v1/query"})
+"""Paths whose GET is mostly answered without waiting for anything, by applications that look for no task."""
+
 PIECE_BYTES = 256 << 10
 """Of a longer body the application gets pieces of about this size; reading stops until it asks for the next."""
 
@@ -45,6 +49,7 @@ class PiecesCycle(RequestResponseCycle):
         super().__init__(*args, **kwargs)
         self.pieces: list[bytes] = []
         self.size = 0
+        self._head = b""  # of a response, until its body comes
 
     def take(self, piece: bytes) -> bool:
         """Keep a piece; whether it is time to stop reading."""
@@ -69,6 +74,41 @@ class PiecesCycle(RequestResponseCycle):
         pieces, self.pieces, self.size = self.pieces, [], 0
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return {"type": "http.request", "body": body, "more_body": self.more_body}
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Take a response event (ASGI); a head that tells a length is written with the body: one packet, not two."""
+        if not self.response_started and not self.flow.write_paused:
+            transport = self.transport
+            self.transport = kept = _Writes()  # type: ignore[assignment]
+            try:
+                await super().send(message)  # waits for nothing: writing is not paused
+            finally:
+                self.transport = transport
+            if self.expected_content_length and self.scope["method"] != "HEAD":
+                self._head = kept.written
+            elif kept.written:
+                transport.write(kept.written)
+            return
+        if self._head and message["type"] == "http.response.body":
+            body = message.get("body", b"")
+            head, self._head = self._head, b""
+            if len(body) > PIECE_BYTES:
+                self.transport.write(head)
+            else:
+                self.expected_content_length += len(head)
+                message = {**message, "body": head + body}
+        await super().send(message)
+
+
+class _Writes:
+    """Stands in for a transport: keeps what is written."""
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def write(self, data: bytes) -> None:
+        """Keep it."""
+        self.written += data
 
 
 class _Reading(Enum):
@@ -272,6 +312,16 @@ class Protocol(HttpToolsProtocol):
         else:  # pipelined: its turn comes after the response before it
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if cycle.scope["path"] in AT_ONCE and cycle.scope["method"] == "GET":
+            rest = first_step(cycle.run_asgi(app))
+            if rest is not None:
+                task = self.loop.create_task(rest)
+                task.add_done_callback(self.tasks.discard)
+                self.tasks.add(task)
+        else:
+            super()._start_asgi_task(cycle, app)
 
     def _is_head_too_large(self) -> bool:
         """Exactly: what arrived with it may be its body."""

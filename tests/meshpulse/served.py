@@ -84,7 +84,8 @@ class Served:
         return Answer(200, b"direct %d %d" % (len(body), sum(body)))
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body, more = b"", scope["path"] != "/unread"
+        asked = scope["query_string"].decode()
+        body, more = b"", scope["path"] != "/unread" and "unread" not in asked
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -95,7 +96,7 @@ class Served:
         if scope["path"] == "/large":
             await answer(send, 200, bytes(LARGE))
             return
-        await answer(send, 200, f"loop {scope['method']} {len(body)} {sum(body)}".encode())
+        await answer(send, 200, f"loop {scope['method']} {len(body)} {sum(body)}{asked and ' ' + asked}".encode())
 
     def connect(self) -> Client:
         return Client(self.listener.getsockname())
