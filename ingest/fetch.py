@@ -6,8 +6,10 @@ import asyncio
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
+from yarl import URL
 
 from ingest.exposition import PAD
 from ingest.negotiation import ScrapeError, ScrapeProtocol, is_openmetrics
@@ -32,8 +34,8 @@ class Page:
 
 async def fetch(
     session: aiohttp.ClientSession,
-    url: str,
-    headers: Mapping[str, str],
+    url: URL,
+    arguments: Mapping[str, Any],
     timeout_s: float,
     body_bytes_max: int,
     fallback: ScrapeProtocol | None,
@@ -42,7 +44,7 @@ async def fetch(
 
     Parameters
     ----------
-    headers : beside those of the session
+    arguments : of the session's ``get``: headers, TLS, proxy
     timeout_s : of everything until the last byte
     body_bytes_max : of the body, compressed as well as decompressed; 0 = any number
     fallback : see :func:`is_openmetrics`
@@ -55,7 +57,7 @@ async def fetch(
     try:
         async with (
             asyncio.timeout(timeout_s),
-            session.get(url, headers=headers, timeout=aiohttp.ClientTimeout(total=None)) as response,
+            session.get(url, timeout=aiohttp.ClientTimeout(total=None), **arguments) as response,
         ):
             if response.status != 200:
                 raise ScrapeError(f"server returned HTTP status {response.status} {response.reason}")

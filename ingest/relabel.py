@@ -49,7 +49,7 @@ class RelabelConfig:
     action : one of :data:`ACTIONS`, in any case
     """
 
-    source_labels: Sequence[str] = ()
+    source_labels: tuple[str, ...] = ()
     separator: str = SEPARATOR
     regex: str = REGEX
     modulus: int = 0
@@ -87,13 +87,22 @@ _Step = Callable[[_Labels], bool]
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Checked rules, ready to run; they may run on several threads at once."""
+    """Checked rules, ready to run; equal when they are written equally. They may run on several threads at once.
 
-    steps: tuple[_Step, ...] = field(repr=False)
+    Raises
+    ------
+    RelabelError        a rule that cannot be used
+    """
+
+    configs: tuple[RelabelConfig, ...] = ()
+    _steps: tuple[_Step, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_steps", tuple(_step(config) for config in self.configs))
 
     def __bool__(self) -> bool:
         """Whether there is any rule."""
-        return bool(self.steps)
+        return bool(self.configs)
 
     def apply(self, labels: Mapping[str, str]) -> dict[str, str] | None:
         """Run the rules in their order; ``labels`` stays as it is.
@@ -107,13 +116,13 @@ class Rules:
         The new label set without empty values, None when a rule dropped it.
         """
         work = _Labels(labels)
-        for step in self.steps:
+        for step in self._steps:
             if not step(work):
                 return None
         return {name: value for name, value in work.values.items() if value}
 
 
-NO_RULES = Rules(())
+NO_RULES = Rules()
 """Everything stays as it is."""
 
 
@@ -124,7 +133,7 @@ def compile_rules(configs: Sequence[RelabelConfig]) -> Rules:
     ------
     RelabelError        a rule that cannot be used
     """
-    return Rules(tuple(_step(config) for config in configs))
+    return Rules(tuple(configs))
 
 
 def check(config: RelabelConfig) -> str:

@@ -67,6 +67,10 @@ class TargetSeries:
         self._seen = _NO_REFS  # series of the last good scrape, without those that bring times of their own
         self._alive = False  # whether they are still without a stale marker
 
+    def take_over(self, before: TargetSeries) -> None:
+        """Go on where another left, whose options were others: what is not written any more becomes stale."""
+        self._seen, self._alive = before._seen, before._alive
+
     def success(self, text: bytes, openmetrics: bool, scrape_ms: int, seconds: float) -> Round:
         """Take in a scraped page.
 

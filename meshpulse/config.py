@@ -8,20 +8,10 @@ import socket
 from collections.abc import Callable, Hashable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from health.adapters.file_eds import parse_file
 from health.mapping import DEFAULT_MAPPINGS, parse_mapping
@@ -29,12 +19,13 @@ from health.policy_text import parse_policy
 from health.topology import parse_source
 from ingest.limits import WriteLimits
 from ingest.logs.limits import PushLimits
-from ingest.negotiation import ScrapeProtocol
 from ingest.nginx.columns import ROLES, LineFormat, parse_format
 from ingest.nginx.derive import DeriveSettings, Rule
 from ingest.nginx.entries import SourceSettings
 from meshpulse.auth import Role, Token
+from meshpulse.config_types import Duration, Secret, Section, Size, Text, milliseconds
 from meshpulse.edge import EdgeLimits
+from meshpulse.scrape_config import ScrapeConfig, is_unsupported
 from query.limits import QueryLimits
 from tsdb.db import DEFAULT_TENANT
 from tsdb.limits import SeriesLimits, TimeLimits
@@ -44,13 +35,9 @@ from tsdb.matchers import Matcher, MatchOp
 from tsdb.tenant import FAILOVER_MS
 from tsdb.wal.log import QUEUE_BYTES_MAX, SEGMENT_BYTES, SyncMode
 
-_UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000, "y": 31_536_000_000}
-_DURATION = re.compile(r"(?:(\d+)y)?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?")
-_UNIT_BYTES = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_SIZE = re.compile(r"(\d+)\s*([KMGT]iB|B|)")
-_ROUTE_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
-_JOB_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+__all__ = ["Config", "ConfigError", "load_config", "milliseconds", "parse_config", "read_tokens", "split_listen"]
 
+_ROUTE_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 
 TOKEN_CHARS_MIN = 16
 """Shortest secret of a token; ``openssl rand -hex 32`` makes one of 64."""
@@ -58,54 +45,6 @@ TOKEN_CHARS_MIN = 16
 
 class ConfigError(Exception):
     """The configuration cannot be used; the text names file, line and key of every mistake."""
-
-
-def parse_duration(value: object) -> object:
-    """Read a Prometheus duration such as ``1h30m`` or ``500ms``; other types are left to pydantic.
-
-    Raises
-    ------
-    ValueError        text that is no duration
-    """
-    if isinstance(value, timedelta):
-        return value
-    if value == "0" or (value == 0 and type(value) is int):
-        return timedelta(0)
-    found = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
-    if found is None:
-        raise ValueError("is no duration; write for example 15s, 500ms, 1h30m or 15d")
-    units = ("y", "w", "d", "h", "m", "s", "ms")
-    return timedelta(milliseconds=sum(int(n) * _UNIT_MS[u] for n, u in zip(found.groups(), units, strict=True) if n))
-
-
-def parse_size(value: object) -> object:
-    """Read a size such as ``64MiB``, or a plain number of bytes.
-
-    Raises
-    ------
-    ValueError        text that is no size
-    """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
-        raise ValueError("is no size; write for example 64MiB, 1GiB or a number of bytes")
-    return int(found[1]) * _UNIT_BYTES[found[2]]
-
-
-Duration = Annotated[timedelta, BeforeValidator(parse_duration), Field(ge=timedelta(0))]
-Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
-
-
-def milliseconds(duration: timedelta) -> int:
-    """Whole milliseconds of a duration."""
-    return duration // timedelta(milliseconds=1)
-
-
-class Section(BaseModel):
-    """A mapping of the file: unknown keys are mistakes, values never change after the start."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
 class ServerConfig(Section):
@@ -152,7 +91,7 @@ class TokenConfig(Section):
     """A bearer token: its secret here or in a file, what it may do, for which tenants."""
 
     name: str = Field(min_length=1)
-    token: SecretStr | None = None
+    token: Secret | None = None
     token_file: Path | None = None
     roles: list[Role] = Field(min_length=1)
     tenants: list[str] = []
@@ -467,44 +406,7 @@ class GlobalConfig(Section):
 
     scrape_interval: Duration = timedelta(seconds=15)
     scrape_timeout: Duration = timedelta(seconds=10)
-    external_labels: dict[str, str] = {}
-
-
-class StaticConfig(Section):
-    """Targets that are written down."""
-
-    targets: list[str]
-    labels: dict[str, str] = {}
-
-
-class ScrapeConfig(Section):
-    """One scrape job, by Prometheus' names."""
-
-    job_name: str = Field(min_length=1)
-    scrape_interval: Duration | None = None
-    scrape_timeout: Duration | None = None
-    metrics_path: str = "/metrics"
-    scheme: Literal["http", "https"] = "http"
-    params: dict[str, list[str]] = {}
-    honor_labels: bool = False
-    honor_timestamps: bool = True
-    track_timestamps_staleness: bool = False
-    scrape_protocols: list[ScrapeProtocol] = Field(default=list(ScrapeProtocol), min_length=1)
-    fallback_scrape_protocol: ScrapeProtocol | None = None
-    enable_compression: bool = True
-    sample_limit: int = Field(default=0, ge=0)
-    label_limit: int = Field(default=0, ge=0)
-    label_name_length_limit: int = Field(default=0, ge=0)
-    label_value_length_limit: int = Field(default=0, ge=0)
-    body_size_limit: Size = 0
-    static_configs: list[StaticConfig] = []
-
-    @field_validator("scrape_protocols")
-    @classmethod
-    def _each_once(cls, value: list[ScrapeProtocol]) -> list[ScrapeProtocol]:
-        if len(set(value)) < len(value):
-            raise ValueError("names a format twice")
-        return value
+    external_labels: dict[str, Text] = {}
 
 
 class Config(Section):
@@ -640,19 +542,26 @@ def _explain(error: ValidationError, lines: Mapping[_Path, int]) -> str:
         known = path
         while known and known not in lines:
             known = known[:-1]
-        what = "unknown key" if mistake["type"] == "extra_forbidden" else mistake["msg"].removeprefix("Value error, ")
+        what = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden":
+            what = "unknown key"
+            if path[0] in ("global", "scrape_configs") and is_unsupported(str(path[-1])):
+                what = "is not supported; docs/config.md lists the keys of Prometheus that are"
         where = f"line {lines[known]}: " if known else ""
         texts.append(f"{where}{'.'.join(map(str, path))}: {what}" if path else f"{where}{what}")
     return "\n".join(texts)
 
 
-def parse_config(text: str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
+def parse_config(
+    text: str, overrides: Mapping[str, Mapping[str, Any]] | None = None, folder: Path | None = None
+) -> Config:
     """Read and check a configuration.
 
     Parameters
     ----------
     text : YAML; empty text is the default configuration
     overrides : section -> key -> value, from the command line; they win over the file
+    folder : where relative paths of ``scrape_configs`` begin; None = the working directory
 
     Raises
     ------
@@ -679,7 +588,7 @@ def parse_config(text: str, overrides: Mapping[str, Mapping[str, Any]] | None = 
         if given and isinstance(sections.setdefault(name, {}), dict):
             sections[name] = {**sections[name], **given}
     try:
-        return Config.model_validate(sections)
+        return Config.model_validate(sections, context={"folder": folder})
     except ValidationError as error:
         raise ConfigError(_explain(error, lines)) from None
 
@@ -692,7 +601,8 @@ def load_config(path: Path | None, overrides: Mapping[str, Mapping[str, Any]] | 
     ConfigError        every line begins with the file's name
     """
     try:
-        return parse_config(path.read_text(encoding="utf-8") if path else "", overrides)
+        text = path.read_text(encoding="utf-8") if path else ""
+        return parse_config(text, overrides, path.parent if path else None)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
     except ConfigError as error:

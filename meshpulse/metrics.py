@@ -21,7 +21,7 @@ from tsdb.errors import Reason
 from tsdb.wal.log import SYNC_BUCKETS_S
 
 if TYPE_CHECKING:
-    from ingest.scrape import Scraper
+    from ingest.scraper import Scraper
     from meshpulse.health import HealthParts
     from meshpulse.nginx import NginxParts
     from meshpulse.runtime import Runtime
@@ -75,8 +75,8 @@ class _Ours(Collector):
         yield from self._queries(runtime.parts.query_api.stats)
         yield from self._log_queries(runtime.parts.loki_api.stats)
         yield from self._log_entries(runtime.parts.db, runtime.parts.loki_push_api.stats)
-        if runtime.parts.scraper:
-            yield from self._scrapes(runtime.parts.scraper)
+        if runtime.parts.scraping.scraper:
+            yield from self._scrapes(runtime.parts.scraping.scraper)
         if runtime.parts.health:
             yield from self._health(runtime.parts.health)
         if runtime.parts.nginx:
@@ -137,9 +137,13 @@ class _Ours(Collector):
         yield _gauge("requests_in_flight", "Read requests being answered", stats.in_flight)
 
     def _scrapes(self, scraper: Scraper) -> Iterator[Metric]:
-        yield _counter("scrapes", "Scrapes of targets", scraper.scrapes)
-        yield _counter("scrape_failures", "Scrapes that failed", scraper.failures)
-        yield _counter("scraped_samples", "Scraped samples that were accepted", scraper.samples)
+        yield _counter("scrapes", "Scrapes of targets", scraper.pages.scrapes)
+        yield _counter("scrape_failures", "Scrapes that failed", scraper.pages.failures)
+        yield _counter("scraped_samples", "Scraped samples that were accepted", scraper.pages.samples)
+        pools = list(scraper.pools.values())
+        yield _gauge("scrape_targets", "Targets that are scraped", sum(len(pool.loops) for pool in pools))
+        yield _gauge("scrape_targets_dropped", "Targets that relabelling dropped", sum(p.dropped_count for p in pools))
+        yield _gauge("scrape_targets_failed", "Discovered addresses that are no target", sum(p.failed for p in pools))
 
     def _health(self, parts: HealthParts) -> Iterator[Metric]:
         runner = parts.runner

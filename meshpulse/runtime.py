@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -32,6 +31,7 @@ from meshpulse.exemplars import ExemplarReader
 from meshpulse.health import HealthParts, build_health
 from meshpulse.nginx import NginxParts, build_nginx
 from meshpulse.query_log import QueryLog
+from meshpulse.scraping import Scraping
 from meshpulse.startup import Phase, Progress
 from meshpulse.status import Status
 from meshpulse.warm import warm
@@ -44,15 +44,12 @@ from query.loki_api import LokiApi
 from query.loki_endpoints import LOKI_VERSION
 from query.loki_endpoints import PREFIX as LOKI_PREFIX
 from tsdb.clock import Clock, SystemClock
-from tsdb.db import DEFAULT_TENANT, TSDB, StoreConfig, StoreStats, TenantConfig
+from tsdb.db import TSDB, StoreConfig, StoreStats, TenantConfig
 from tsdb.limits import SeriesLimits, TimeLimits
 from tsdb.logs.store import LogLimits, LogStore
 from tsdb.tally import Tally
 from tsdb.tenant import Metadata
 from tsdb.wal.log import LogStats
-
-if TYPE_CHECKING:
-    from ingest.scrape import ScrapeConfig, Scraper
 
 log = structlog.get_logger(__name__)
 
@@ -118,40 +115,6 @@ def query_limits(config: Config) -> QueryLimits:
     )
 
 
-def scrape_jobs(config: Config) -> list[ScrapeConfig]:
-    """The jobs with the file's defaults filled in."""
-    from ingest.scrape import ScrapeConfig, StaticConfig
-
-    jobs = []
-    for job in config.scrape_configs:
-        interval = job.scrape_interval or config.global_.scrape_interval
-        timeout = job.scrape_timeout or min(config.global_.scrape_timeout, interval)
-        groups = [StaticConfig(g.targets, config.global_.external_labels | g.labels) for g in job.static_configs]
-        jobs.append(
-            ScrapeConfig(
-                job_name=job.job_name,
-                static_configs=groups,
-                scrape_interval=interval.total_seconds(),
-                scrape_timeout=timeout.total_seconds(),
-                metrics_path=job.metrics_path,
-                scheme=job.scheme,
-                params=job.params,
-                honor_labels=job.honor_labels,
-                honor_timestamps=job.honor_timestamps,
-                track_timestamps_staleness=job.track_timestamps_staleness,
-                scrape_protocols=job.scrape_protocols,
-                fallback_scrape_protocol=job.fallback_scrape_protocol,
-                enable_compression=job.enable_compression,
-                sample_limit=job.sample_limit,
-                label_limit=job.label_limit,
-                label_name_length_limit=job.label_name_length_limit,
-                label_value_length_limit=job.label_value_length_limit,
-                body_size_limit=job.body_size_limit or config.limits.ingest.scrape_bytes_max,
-            )
-        )
-    return jobs
-
-
 def write_limits(config: Config) -> WriteLimits:
     """What one write request may be."""
     limits = config.limits.ingest
@@ -200,7 +163,7 @@ class Parts:
     loki_api: LokiApi
     loki_push_api: LokiPushApi
     admin_api: AdminApi
-    scraper: Scraper | None
+    scraping: Scraping
     health: HealthParts | None
     nginx: NginxParts | None
     executors: tuple[ThreadPoolExecutor, ...]
@@ -222,6 +185,7 @@ class Runtime:
         self.tally = Tally()
         self.edge = Edge(edge_limits(config), self.tally)
         self.parts: Parts | None = None
+        self._scraping_begins: asyncio.Future[None] | None = None
         self._clock = clock or SystemClock()
 
     def open(self) -> None:
@@ -253,7 +217,7 @@ class Runtime:
         log_threads = ThreadPoolExecutor(cores, "log-ingest")  # a push may wait for a part; samples do not
         engine = Engine(query_limits(self.config))
         log_engine = LogEngine(query_limits(self.config), self._clock)
-        scraper = self._scraper(db, scrape_threads)
+        scraping = Scraping(db, scrape_threads, self._clock, self.tally)
         writer = SampleWriter(self._clock, self.tally, time_limits(self.config))
         log_receiver = PushReceiver(self._clock, self.tally, push_limits(self.config))
         otlp = OtlpReceiver(writer, write_limits(self.config), self.config.otlp.delta)
@@ -262,7 +226,7 @@ class Runtime:
             engine=engine,
             push_api=self._push_api(db, writer, otlp, parse_threads),
             otlp=otlp,
-            query_api=QueryApi(engine, db.find, query_threads, self._providers(db, scraper), self._clock),
+            query_api=QueryApi(engine, db.find, query_threads, self._providers(db, scraping), self._clock),
             log_engine=log_engine,
             loki_api=self._loki_api(db, log_engine, query_threads),
             loki_push_api=LokiPushApi(
@@ -272,7 +236,7 @@ class Runtime:
                 self.tally,
             ),
             admin_api=AdminApi(db, enabled=self.config.server.admin_api),
-            scraper=scraper,
+            scraping=scraping,
             health=build_health(self.config, db, engine, self._clock),
             nginx=build_nginx(self.config, db, log_receiver, self._clock, self.tally),
             executors=(parse_threads, query_threads, scrape_threads, log_threads),
@@ -298,12 +262,8 @@ class Runtime:
         build_info = {**Status(self.config, db).build_info(), "version": LOKI_VERSION}
         return LokiApi(engine, logs, executor, build_info, clock=self._clock)
 
-    def _providers(self, db: TSDB, scraper: Scraper | None) -> Providers:
+    def _providers(self, db: TSDB, scraping: Scraping) -> Providers:
         status = Status(self.config, db)
-
-        def targets() -> Mapping[str, list[Any]]:
-            active: list[dict[str, Any]] = scraper.targets() if scraper else []
-            return {"activeTargets": active, "droppedTargets": []}
 
         def metadata(tenant: str) -> Mapping[str, Metadata]:
             known = db.find(tenant)
@@ -315,19 +275,13 @@ class Runtime:
             status.build_info(),
             status.cardinality,
             metadata=metadata,
-            targets=targets,
-            target_metadata=scraper.metadata if scraper else tuple,
+            targets=scraping.targets,
+            target_metadata=scraping.metadata,
+            scrape_pools=scraping.pools,
             exemplars=ExemplarReader(db),
             status=status.pages(),
             query_log=query_log,
         )
-
-    def _scraper(self, db: TSDB, executor: ThreadPoolExecutor) -> Scraper | None:
-        if not self.config.scrape_configs:
-            return None
-        from ingest.scrape import Scraper  # its HTTP client takes a tenth of the start and 15 MB: only who scrapes pays
-
-        return Scraper(db.tenant(DEFAULT_TENANT), scrape_jobs(self.config), executor, self._clock, self.tally)
 
     def routes(self) -> tuple[Mapping[str, App], Mapping[str, App]]:
         """The hot routes: by exact path, and by prefix."""
@@ -350,8 +304,8 @@ class Runtime:
 
     def start_loops(self) -> None:
         """Begin to scrape and to judge endpoints; called on the event loop."""
-        if self.parts and self.parts.scraper:
-            self.parts.scraper.start()
+        if self.parts:
+            self._scraping_begins = asyncio.ensure_future(self.parts.scraping.apply(self.config))
         if self.parts and self.parts.health:
             self.parts.health.runner.start()
         if self.parts and self.parts.nginx:
@@ -366,8 +320,8 @@ class Runtime:
         """End what :meth:`start_loops` began; without stale markers, so that a quick restart leaves no gap."""
         if self.parts and self.parts.health:
             await self.parts.health.close()
-        if self.parts and self.parts.scraper:
-            await self.parts.scraper.close(mark_stale=False)
+        if self.parts:
+            await self.parts.scraping.close()
         if self.parts and self.parts.nginx:
             await asyncio.to_thread(self.parts.nginx.close)
 

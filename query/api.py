@@ -140,6 +140,7 @@ class QueryApi:
             f"{PREFIX}alerts": _Route(endpoints.alerts, get, inline=True),
             f"{PREFIX}alertmanagers": _Route(endpoints.alertmanagers, get, inline=True),
             f"{PREFIX}targets": _Route(endpoints.targets, get, inline=True),
+            f"{PREFIX}scrape_pools": _Route(endpoints.scrape_pools, get, inline=True),
             f"{PREFIX}targets/metadata": _Route(endpoints.targets_metadata, get),
             f"{PREFIX}status/buildinfo": _Route(endpoints.build_info, get, inline=True),
             f"{PREFIX}status/tsdb": _Route(endpoints.status_tsdb, get),

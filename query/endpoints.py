@@ -103,6 +103,7 @@ class QueryRecord:
 
 
 TargetMetadata = tuple[Mapping[str, str], Sequence[tuple[str, str, str, str]]]
+_NO_TARGETS: Mapping[str, Any] = {"activeTargets": [], "droppedTargets": [], "droppedTargetCounts": {}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +116,9 @@ class Providers:
         Grafana would take us for Mimir
     status_tsdb : (tenant, most rows of each list) -> data of ``status/tsdb``
     metadata : tenant -> metric family -> what it is; empty for an unknown tenant
-    targets : data of ``targets``
+    targets : scrape pool, empty = all -> data of ``targets``
     target_metadata : labels of each active target, and what it said about its families: (family, type, help, unit)
+    scrape_pools : names of all scrape pools
     exemplars : (tenant, selectors, first and last millisecond) -> exemplars of the series that any of them selects
     status : further pages of ``status/``, e.g. ``runtimeinfo``, by name
     query_log : told of every query that was evaluated or failed, in its thread; None = nobody wants to know
@@ -125,8 +127,9 @@ class Providers:
     build_info: Mapping[str, str]
     status_tsdb: Callable[[str, int], Mapping[str, Any]]
     metadata: Callable[[str], Mapping[str, FamilyMetadata]] = lambda _tenant: {}
-    targets: Callable[[], Mapping[str, list[Any]]] = lambda: {"activeTargets": [], "droppedTargets": []}
+    targets: Callable[[str], Mapping[str, Any]] = lambda _pool: _NO_TARGETS
     target_metadata: Callable[[], Iterable[TargetMetadata]] = lambda: ()
+    scrape_pools: Callable[[], Sequence[str]] = lambda: ()
     exemplars: Callable[[str, Sequence[Sequence[Matcher]], int, int], Iterable[SeriesExemplars]] = lambda *_: ()
     status: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     query_log: Callable[[QueryRecord], None] | None = None
@@ -379,13 +382,16 @@ class Endpoints:
     def targets(self, request: Request) -> Body:
         """What is scraped."""
         state = request.params.get("state").lower()
-        found = self._providers.targets()
-        return success(
-            {
-                "activeTargets": found["activeTargets"] if state in ("", "any", "active") else [],
-                "droppedTargets": found["droppedTargets"] if state in ("", "any", "dropped") else [],
-            }
-        )
+        found = dict(self._providers.targets(request.params.get("scrapePool")))
+        if state not in ("", "any", "active"):
+            found["activeTargets"] = []
+        if state not in ("", "any", "dropped"):
+            found |= {"droppedTargets": [], "droppedTargetCounts": {}}
+        return success(found)
+
+    def scrape_pools(self, _request: Request) -> Body:
+        """Names of what is scraped."""
+        return success({"scrapePools": self._providers.scrape_pools()})
 
     @staticmethod
     def rules(request: Request) -> Body:

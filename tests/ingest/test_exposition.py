@@ -251,10 +251,17 @@ def test_label_limits_refuse_the_page_in_prometheus_words(limits: dict[str, int]
 def test_relabelling_sees_the_labels_of_the_target() -> None:
     rules = compile_rules(
         [
-            RelabelConfig(source_labels=["job", "exported_job"], regex="envoy;gone", action="drop"),
-            RelabelConfig(source_labels=["__name__"], regex="(.*)_old", target_label="__name__"),
+            RelabelConfig(
+                source_labels=(
+                    "job",
+                    "exported_job",
+                ),
+                regex="envoy;gone",
+                action="drop",
+            ),
+            RelabelConfig(source_labels=("__name__",), regex="(.*)_old", target_label="__name__"),
             RelabelConfig(regex="exported_job", action="labeldrop"),
-            RelabelConfig(source_labels=["__name__"], regex="nameless", target_label="__name__", replacement=""),
+            RelabelConfig(source_labels=("__name__",), regex="nameless", target_label="__name__", replacement=""),
         ]
     )
     target = Target({"job": "envoy"}, metric_relabel=rules)

@@ -12,9 +12,14 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from ingest.groups import TargetGroup
+from ingest.http_client import HttpClient
 from ingest.negotiation import ScrapeProtocol
-from ingest.scrape import ScrapeConfig, Scraper, StaticConfig, Target, next_due, targets_of
+from ingest.scrape import PageScraper, ScrapeConfig
+from ingest.target import TargetSeries
+from ingest.targets import Target, resolve
 from tests.ingest.fakes import FakeTenant
+from tests.ingest.site import Site
 from tsdb.batch import STALE_BITS
 from tsdb.clock import SystemClock
 from tsdb.errors import OverloadedError, Reason
@@ -29,33 +34,6 @@ EOF = "line 2: data does not end with # EOF at ''"
 BOMB = gzip.compress(b"a 1\n" * 10**6)
 
 
-class Site:
-    """A target that answers what a test tells it to."""
-
-    def __init__(self, answer: Callable[[web.Request], Awaitable[web.StreamResponse]] | str = "a 1\n") -> None:
-        self.answer = answer
-        self.requests: list[web.Request] = []
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append(request)
-        if isinstance(self.answer, str):
-            return web.Response(text=self.answer)
-        return await self.answer(request)
-
-    async def __aenter__(self) -> Site:
-        app = web.Application()
-        app.router.add_get("/{path:.*}", self.handle)
-        self.runner = web.AppRunner(app)
-        await self.runner.setup()
-        site = web.TCPSite(self.runner, "127.0.0.1", 0)
-        await site.start()
-        self.address = f"127.0.0.1:{self.runner.addresses[0][1]}"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.runner.cleanup()
-
-
 class Case:
     """A scraper of one target over a fake store."""
 
@@ -63,15 +41,18 @@ class Case:
         self.tenant = FakeTenant()
         self.tally = Tally()
         self.executor = ThreadPoolExecutor(1)
-        self.config = ScrapeConfig("job", [StaticConfig([address])], **({"scrape_interval": 3600.0} | config))
-        self.scraper = Scraper(self.tenant, [self.config], self.executor, SystemClock(), self.tally)
-        self.target: Target = self.scraper.active[0]
+        self.config = ScrapeConfig("job", (TargetGroup([address]),), **({"scrape_interval": 3600.0} | config))
+        self.pages = PageScraper(self.tenant, self.executor, SystemClock(), self.tally)
+        ((aim, discovered),) = resolve(self.config.target_rules(), self.config.static_configs).aims.values()
+        self.target = Target("job", aim, discovered)
+        self.series = TargetSeries(self.tenant.registry, aim.labels, self.config.page_options())
+        self.client = HttpClient(self.config.client)
         self.now = 1000
 
-    async def scrape(self) -> dict[str, int]:
+    async def scrape(self, forced_error: str = "") -> dict[str, int]:
         """Scrape once; bits of what was written, by metric name."""
         self.now += 15_000
-        await self.scraper.scrape(self.target, self.now)
+        await self.pages.scrape(self.target, self.series, self.config, self.client, self.now, forced_error)
         return self.written()
 
     def written(self) -> dict[str, int]:
@@ -79,11 +60,10 @@ class Case:
         return {dict(k)["__name__"]: v[last] for k, v in self.tenant.series().items() if last in v}
 
     async def __aenter__(self) -> Case:
-        self.scraper.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.scraper.close()
+        await self.pages.close()
         self.executor.shutdown()
 
 
@@ -104,7 +84,7 @@ def test_a_good_scrape_and_what_is_asked_for() -> None:
             )
             assert request.headers["Accept-Encoding"] == "gzip"
             assert request.headers["X-Prometheus-Scrape-Timeout-Seconds"] == "10"
-            assert [t["health"] for t in case.scraper.targets()] == ["up"]
+            assert case.target.status()["health"] == "up"
             await case.scrape()
             assert len({r.transport for r in site.requests}) == 1  # kept alive
 
@@ -212,7 +192,7 @@ def test_failures_are_down_and_say_why(answer: Any, error: str, reason: Reason) 
             site.answer = "a 1\n"
             assert (await case.scrape())["up"] == ONE
             assert (case.target.health, case.target.last_error) == ("up", "")
-            assert (case.scraper.scrapes, case.scraper.failures) == (3, 1)
+            assert (case.pages.scrapes, case.pages.failures) == (3, 1)
 
     asyncio.run(run())
 
@@ -243,79 +223,10 @@ def test_a_store_that_is_busy_is_shown(caplog: pytest.LogCaptureFixture) -> None
     assert "not stored" in caplog.text
 
 
-def test_loops_keep_their_times_and_end_with_stale_markers() -> None:
+def test_a_forced_error_asks_nobody() -> None:
     async def run() -> None:
-        async with Site() as site:
-            case = Case(site.address, scrape_interval=0.1, scrape_timeout=0.1)
-            case.scraper.start()
-            await asyncio.sleep(0.65)
-            await case.scraper.close()
-            samples = {dict(k)["__name__"]: v for k, v in case.tenant.series().items()}
-            times = sorted(samples["a"])
-            assert 4 <= len(times) <= 8
-            offset = case.target.offset_ms()
-            assert all((t - offset) % 100 <= 60 for t in times[:-1])
-            assert all(samples[name][max(samples[name])] == STALE_BITS for name in ("a", "up"))
-            requests = len(site.requests)
-            await asyncio.sleep(0.2)
-            assert len(site.requests) == requests
+        async with Site() as site, Case(site.address) as case:
+            assert (await case.scrape("too many targets"))["up"] == 0
+            assert (case.target.last_error, site.requests) == ("too many targets", [])
 
     asyncio.run(run())
-
-
-def test_close_without_markers_and_before_the_first_scrape() -> None:
-    async def run() -> None:
-        async with Site() as site:
-            case = Case(site.address)
-            case.scraper.start()
-            await case.scraper.close()
-            assert case.tenant.series() == {}
-            case.scraper.start()
-            await case.scrape()
-            await case.scraper.close(mark_stale=False)
-            assert all(bits != STALE_BITS for samples in case.tenant.series().values() for bits in samples.values())
-
-    asyncio.run(run())
-
-
-def test_targets_in_prometheus_shape() -> None:
-    config = ScrapeConfig(
-        "envoy",
-        [StaticConfig(["h:1", "h:2"], {"zone": "a", "__metrics_path__": "stats/prometheus", "__scheme__": "https"})],
-        scrape_interval=90.0,
-        scrape_timeout=0.5,
-        params={"usedonly": ["1"]},
-    )
-    first, second = targets_of(config)
-    assert (first.url, second.labels["instance"]) == ("https://h:1/stats/prometheus?usedonly=1", "h:2")
-    assert first.offset_ms() != second.offset_ms()
-    assert first.offset_ms() == targets_of(config)[0].offset_ms()
-    assert first.status() == {
-        "discoveredLabels": {
-            "__address__": "h:1",
-            "__metrics_path__": "stats/prometheus",
-            "__param_usedonly": "1",
-            "__scheme__": "https",
-            "__scrape_interval__": "1m30s",
-            "__scrape_timeout__": "500ms",
-            "job": "envoy",
-            "zone": "a",
-        },
-        "labels": {"instance": "h:1", "job": "envoy", "zone": "a"},
-        "scrapePool": "envoy",
-        "scrapeUrl": "https://h:1/stats/prometheus?usedonly=1",
-        "globalUrl": "https://h:1/stats/prometheus?usedonly=1",
-        "lastError": "",
-        "lastScrape": "0001-01-01T00:00:00Z",
-        "lastScrapeDuration": 0.0,
-        "health": "unknown",
-        "scrapeInterval": "1m30s",
-        "scrapeTimeout": "500ms",
-    }
-    first.last_scrape_ms = 1_795_000_000_123
-    assert first.status()["lastScrape"] == "2026-11-18T11:06:40.123000Z"
-
-
-@pytest.mark.parametrize(("after", "due"), [(0, 30), (29, 30), (30, 130), (31, 130), (-70, 30), (1_000_030, 1_000_130)])
-def test_next_due(after: int, due: int) -> None:
-    assert next_due(after, 30, 100) == due

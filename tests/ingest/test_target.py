@@ -111,8 +111,8 @@ def test_relabelling_counts_what_is_left_and_pays_once() -> None:
             Counting.calls += 1
             return super().apply(labels)
 
-    drop = compile_rules([RelabelConfig(source_labels=["__name__"], regex="b.*", action="drop")])
-    scrapes = Scrapes(metric_relabel=Counting(drop.steps), sample_limit=2)
+    drop = compile_rules([RelabelConfig(source_labels=("__name__",), regex="b.*", action="drop")])
+    scrapes = Scrapes(metric_relabel=Counting(drop.configs), sample_limit=2)
     assert scrapes.good("a 1\nb 2\nb2 3\nc 4") == {"a": 1, "c": 4, **report(1, 4, 2, 2)}
     assert scrapes.good("a 1\nb 2\nb2 3\nc 4") == {"a": 1, "c": 4, **report(1, 4, 2, 0)}
     assert scrapes.good("b 2\na 5\n") == {"a": 5, "c": "stale", **report(1, 2, 1, 0)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from meshpulse.config import parse_config
-from meshpulse.runtime import query_limits, scrape_jobs, store_config, write_limits
+from meshpulse.runtime import query_limits, store_config, write_limits
+from meshpulse.scraping import scrape_jobs
 from tsdb.wal.log import SyncMode
 
 
@@ -66,7 +67,8 @@ scrape_configs:
     )
     plain, own = scrape_jobs(config)
     assert (plain.scrape_interval, plain.scrape_timeout) == (4.0, 4.0)
-    assert (plain.static_configs[0].targets, plain.static_configs[0].labels) == (["h:1"], {"mesh": "a", "zone": "y"})
+    assert (plain.static_configs[0].targets, plain.static_configs[0].labels) == (["h:1"], {"zone": "y"})
+    assert plain.external_labels == {"mesh": "a", "zone": "x"}
     assert plain.body_size_limit == 99
     assert (own.scrape_interval, own.scrape_timeout, own.scheme, own.metrics_path) == (30.0, 9.0, "https", "/m")
     assert (own.params, own.honor_labels, own.honor_timestamps, own.sample_limit) == ({"a": ["b"]}, True, False, 5)

@@ -362,11 +362,21 @@ def test_status_pages() -> None:
 
 
 def test_targets() -> None:
-    found = {"activeTargets": [{"health": "up"}], "droppedTargets": [{"discoveredLabels": {}}]}
-    with query_api(targets=lambda: found) as api:
+    dropped = {"droppedTargets": [{"discoveredLabels": {}}], "droppedTargetCounts": {"a": 1}}
+    found = {"activeTargets": [{"health": "up"}], **dropped}
+    asked = []
+
+    def targets(pool: str) -> dict[str, Any]:
+        asked.append(pool)
+        return found
+
+    with query_api(targets=targets, scrape_pools=lambda: ["a", "b"]) as api:
         assert get(api, "/api/v1/targets").data == found
-        assert get(api, "/api/v1/targets?state=active").data == {**found, "droppedTargets": []}
+        none = {"droppedTargets": [], "droppedTargetCounts": {}}
+        assert get(api, "/api/v1/targets?state=active&scrapePool=a").data == {**found, **none}
         assert get(api, "/api/v1/targets?state=dropped").data == {**found, "activeTargets": []}
+        assert asked == ["", "a", ""]
+        assert get(api, "/api/v1/scrape_pools").data == {"scrapePools": ["a", "b"]}
         assert get(api, "/api/v1/targets/metadata").data == []
         assert get(api, "/api/v1/alertmanagers").data == {"activeAlertmanagers": [], "droppedAlertmanagers": []}
 
