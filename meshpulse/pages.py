@@ -106,7 +106,7 @@ _HOME = """<!doctype html><html lang="en"><meta charset="utf-8"><title>meshpulse
 <style>body{font:16px/1.5 system-ui,sans-serif;margin:3rem auto;max-width:40rem;padding:0 1rem}
 th{text-align:left;padding-right:2rem;font-weight:600}</style>
 <h1>meshpulse</h1><table>{table}</table>
-<p>Grafana: add a data source of type Prometheus with the address of this page.</p>
+<p>Grafana: add a data source of type Prometheus, and one of type Loki, with the address of this page.</p>
 <p><a href="health">health</a> · <a href="metrics">metrics</a> · <a href="api/v1/status/tsdb">cardinality</a> ·
 <a href="api/v1/status/config">configuration</a> ·
 <a href="api/v1/targets">targets</a> · <a href="api/v1/status/runtimeinfo">runtime</a> ·

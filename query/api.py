@@ -138,6 +138,9 @@ class QueryApi:
             f"{PREFIX}metadata": _Route(endpoints.metadata, get),
             f"{PREFIX}rules": _Route(endpoints.rules, get, inline=True),
             f"{PREFIX}alerts": _Route(endpoints.alerts, get, inline=True),
+            # Grafana asks these of a Loki data source; rules over logs are not evaluated either.
+            "/prometheus/api/v1/rules": _Route(endpoints.rules, get, inline=True),
+            "/prometheus/api/v1/alerts": _Route(endpoints.alerts, get, inline=True),
             f"{PREFIX}alertmanagers": _Route(endpoints.alertmanagers, get, inline=True),
             f"{PREFIX}targets": _Route(endpoints.targets, get, inline=True),
             f"{PREFIX}scrape_pools": _Route(endpoints.scrape_pools, get, inline=True),

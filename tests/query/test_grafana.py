@@ -39,6 +39,7 @@ def test_the_suite_covers_what_grafana_asks_for(api: QueryApi) -> None:
     assert unasked == {
         "/api/v1/alertmanagers",
         "/api/v1/targets",
+        "/api/v1/scrape_pools",
         "/api/v1/targets/metadata",
         "/api/v1/status/tsdb",
         "/api/v1/parse_query",
