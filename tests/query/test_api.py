@@ -39,7 +39,9 @@ def api() -> Iterator[QueryApi]:
 
 
 def test_documented_paths_are_the_routes(api: QueryApi) -> None:
-    rows = re.findall(r"^\| ([A-Z, ]+) \| `(/(?:api/|prometheus/|federate)[^`]*)` \|", DOCS.read_text("utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([A-Z, ]+) \| `(/(?:api/|prometheus/|federate)[^`]*)` \|", DOCS.read_text("utf-8"), re.MULTILINE
+    )
     assert {path: frozenset(methods.split(", ")) for methods, path in rows} == api.paths
 
 
