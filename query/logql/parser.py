@@ -58,11 +58,11 @@ _GROUPED = frozenset(
         "stdvar_over_time",
     ]
 )
-_WITH_PARAM = frozenset(("topk", "bottomk"))
+_WITH_PARAM = frozenset(("approx_topk", "bottomk", "topk"))
 VECTOR_OPS = frozenset(
-    ["avg", "bottomk", "count", "max", "min", "sort", "sort_desc", "stddev", "stdvar", "sum", "topk"]
+    ["approx_topk", "avg", "bottomk", "count", "max", "min", "sort", "sort_desc", "stddev", "stdvar", "sum", "topk"]
 )
-_UNSUPPORTED = frozenset(("approx_topk", "variants"))
+_UNSUPPORTED = frozenset(("variants",))
 _PRECEDENCE = {
     "or": 1,
     "and": 2,
@@ -249,7 +249,7 @@ class Parser(StageParser):
                 raise LogqlError(f"invalid parameter (must be greater than 0) {op}({format_number(param)}")
         elif param is not None:
             raise LogqlError(f"unsupported parameter for operation {op}({format_number(param)},")
-        if op in ("sort", "sort_desc") and grouping is not None:
+        if op in ("approx_topk", "sort", "sort_desc") and grouping is not None:
             raise LogqlError(f"grouping not allowed for {op} aggregation")
         return VectorAggregation(op, expr, param, grouping, Span(start, self.end()))
 

@@ -106,7 +106,8 @@ class MetricEvaluator:
         grid = self._grid(inner)
         if expr.op in ("sort", "sort_desc"):
             return functions.sort(grid, self._steps, expr.op == "sort_desc")
-        node = promql.Aggregation(expr.op, _NOTHING, None, grouping.names, grouping.without, expr.span)
+        op = "topk" if expr.op == "approx_topk" else expr.op  # the exact answer is the best approximation
+        node = promql.Aggregation(op, _NOTHING, None, grouping.names, grouping.without, expr.span)
         if expr.op in aggregate.FOLDS:
             return aggregate.fold(self._ctx, node, grid)
         assert expr.param is not None

@@ -354,6 +354,7 @@ def test_operators() -> None:
     )
     counts = 'count_over_time({app="web"}[20s])'
     assert instant(store, f"topk(1, sum by (site) ({counts}))") == {'{"site": "b"}': 5}
+    assert instant(store, f"approx_topk(1, sum by (site) ({counts}))") == {'{"site": "b"}': 5}
     assert list(instant(store, f"sort(sum by (site) ({counts}))").values()) == [1, 3, 5]
     assert list(instant(store, f"sort_desc(sum by (site) ({counts}))").values()) == [5, 3, 1]
     assert instant(store, f"max({counts}) - min({counts})") == {"{}": 4}

@@ -47,7 +47,11 @@ NEEDS = (
             '{a="b"} | approx > ip("x")',
             "parse error at line 1, col 20: syntax error: unexpected ip, expecting BYTES or NUMBER or DURATION",
         ),
-        ('approx_topk(5, rate({a="b"}[1m]))', "parse error at line 1, col 1: unsupported: approx_topk()"),
+        ('variants(rate({a="b"}[1m])) of ({a="b"}[1m])', "parse error at line 1, col 1: unsupported: variants()"),
+        (
+            'approx_topk by (a) (5, rate({a="b"}[1m]))',
+            "parse error : grouping not allowed for approx_topk aggregation",
+        ),
         ('{a="b"} | xml', "parse error at line 1, col 9: unsupported: the xml parser"),
         ('{a=~"("}', 'parse error at line 1, col 2: error parsing regexp: missing ): (: "("'),
         (
