@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import json
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
@@ -95,7 +96,13 @@ def value_text(value: Any) -> str:
         return float_text(value)
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
-    return "" if value is None else orjson.dumps(_plain(value)).decode()
+    if value is None:
+        return ""
+    plain = _plain(value)
+    try:
+        return orjson.dumps(plain).decode()
+    except orjson.JSONEncodeError:  # bytes inside that are no UTF-8 stay visible (as surrogates): the series is refused
+        return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
 
 
 def _plain(value: Any) -> Any:

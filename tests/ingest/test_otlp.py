@@ -297,6 +297,9 @@ def test_label_names_and_values() -> None:
     assert [label_name(key) for key in ("a.b", "9x", "_p", "__q", "ü")] == ["a_b", "key_9x", "key_p", "__q", "key_"]
     shown = [value_text(value) for value in ("s", True, 3, 2.5, 1e30, b"\x00\x01", [1, "a"], {"k": [b"x"]}, None)]
     assert shown == ["s", "true", "3", "2.5", "1" + "0" * 30, "AAE=", '[1,"a"]', '{"k":["eA=="]}', ""]
+    assert (
+        value_text({"k": ["\udcff", 1]}) == '{"k":["\udcff",1]}'
+    )  # bytes that are no UTF-8: refused where it is stored
 
 
 # -- over HTTP
