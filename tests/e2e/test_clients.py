@@ -99,7 +99,7 @@ def test_prometheus_api_client(data: Data) -> None:
     ranged = client.custom_query_range("rate(client_requests_total[1m])", begin, end, "15")
     assert {series["metric"]["code"] for series in ranged} == {"200", "500"}
     assert client.custom_query("1+1") == [pytest.approx(time.time(), abs=60), "2"]
-    assert client.get_targets() == {"activeTargets": [], "droppedTargets": []}
+    assert client.get_targets() == {"activeTargets": [], "droppedTargets": [], "droppedTargetCounts": {}}
     with pytest.raises(package.exceptions.PrometheusApiClientException, match="parse error"):
         client.custom_query("sum(")
 

@@ -128,7 +128,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 20.0) -> Any:
 
 
 def envoy_config(upstream_port: int, otlp_port: int) -> dict[str, Any]:
-    config = bootstrap("envoy-1", control_port=0)
+    config = bootstrap("envoy-1", control_port=0, detectors={})
     upstream = {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": upstream_port}}}}
     config["static_resources"]["clusters"] = [  # the demo's cluster, with an endpoint of its own
         {
