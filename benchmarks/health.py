@@ -350,6 +350,9 @@ def rows(scale: float) -> Iterator[Row]:
     yield from bad_majority(max(10, round(60 * scale)))
     yield from slow_endpoints(max(10, round(60 * scale)), scale * 2)
     yield from harder(scale)
+    from benchmarks.rollouts import rows as rollouts  # which takes Row from here
+
+    yield from rollouts(scale)
     yield evaluation_time(500, 1, 200, 20.0)
     yield evaluation_time(20, 100, 10, 100.0)
 

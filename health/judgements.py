@@ -17,6 +17,8 @@ from health.history import Totals, read_totals
 from health.past import Past, Plan
 from health.policy_text import parse_duration_ms, parse_policy
 from health.replay import TICKS_MAX, explain_past, replay
+from health.rollout import MIN_REQUESTS, judge_rollout
+from health.rollout_counts import read_rollout
 from health.runner import HealthRunner
 from health.slo import burn_rates
 from query.engine.engine import Engine
@@ -24,6 +26,7 @@ from query.errors import QueryError
 from query.result import VectorResult
 from query.storage import Storage
 from tsdb.errors import LimitError
+from tsdb.logs.frame import LogReader
 
 T = TypeVar("T")
 _WINDOW_MS_MAX = 6 * 3_600_000
@@ -37,10 +40,17 @@ class Judgements:
     frames : the tenant that is read
     engine : evaluates the queries of ``slo``
     folder : where the loop notes when samples arrived; None = nowhere
+    logs : where the error logs of nginx are, for gates of sites
     """
 
     def __init__(
-        self, runner: HealthRunner, frames: Storage, executor: Executor, engine: Engine, folder: Path | None = None
+        self,
+        runner: HealthRunner,
+        frames: Storage,
+        executor: Executor,
+        engine: Engine,
+        folder: Path | None = None,
+        logs: LogReader | None = None,
     ) -> None:
         self._runner = runner
         self._frames = frames
@@ -48,6 +58,7 @@ class Judgements:
         self._engine = engine
         self._folder = folder
         self._rerunning = asyncio.Lock()
+        self._logs = logs
 
     def add_to(self, api: HealthApi) -> None:
         """Serve ``compare``, ``gates``, ``replay``, ``slo`` and explanations of the past."""
@@ -69,9 +80,11 @@ class Judgements:
         params: dict[str, str] = dict(request.params)
         if request.method == "POST" and request.body:
             params |= {key: str(value) for key, value in request.json().items()}
+        if params.get("site") or params.get("host"):
+            return await self._site_gate(params, found["rollout"])
         service, version = params.get("service") or params.get("cluster"), params.get("version")
         if not service or not version:
-            raise ApiError("bad_data", "service and version are needed")
+            raise ApiError("bad_data", "service and version are needed, or site or host")
         health, now_ms = self._runner.health, self._runner.clock.now_ms()
         compared, warnings = await self._compared(service, Side("version", version), None, params)
         view = health.board.now.services.get(service)
@@ -80,6 +93,44 @@ class Judgements:
         data |= {"rollout": found["rollout"], "service": service, "revision": str(health.board.now.revision)}
         status = 200 if params.get("status") == "200" else STATUS[data["verdict"]]
         return success(data, status, warnings=warnings)
+
+    async def _site_gate(self, params: Mapping[str, str], rollout: str) -> Answer:
+        """A change of an nginx configuration."""
+        now_ms = self._runner.clock.now_ms()
+        changed_ms = time_ms(params.get("changed_at", ""), "changed_at")
+        if changed_ms is None:
+            raise ApiError("bad_data", "changed_at is needed: when the configuration was changed")
+        try:
+            baseline_ms = parse_duration_ms(params.get("baseline") or "10m")
+            least = int(params.get("min_requests") or MIN_REQUESTS)
+        except ValueError as error:
+            raise ApiError("bad_data", str(error)) from None
+        if not 0 < baseline_ms <= _WINDOW_MS_MAX or not 0 <= now_ms - changed_ms <= _WINDOW_MS_MAX or least < 1:
+            raise ApiError(
+                "bad_data", "changed_at must lie in the last 6h, baseline be at most 6h, min_requests positive"
+            )
+        site, host = params.get("site", ""), params.get("host", "")
+        updated = [name for name in params.get("updated", "").split(",") if name]
+
+        def judged() -> tuple[dict[str, Any], list[str]]:
+            counts = read_rollout(
+                self._frames,
+                self._logs,
+                site=site,
+                host=host,
+                changed_ms=changed_ms,
+                baseline_ms=baseline_ms,
+                now_ms=now_ms,
+            )
+            data = judge_rollout(counts, site=site, host=host, now_ms=now_ms, updated=updated, min_requests=least)
+            return data, list(counts.warnings)
+
+        try:
+            data, warnings = await asyncio.get_running_loop().run_in_executor(self._executor, judged)
+        except LimitError as error:
+            raise ApiError("execution", str(error)) from None
+        status = 200 if params.get("status") == "200" else STATUS[data["verdict"]]
+        return success({"rollout": rollout, **data}, status, warnings=warnings)
 
     async def _replay(self, request: Request, _: re.Match[str]) -> Answer:
         data, health = request.json(), self._runner.health

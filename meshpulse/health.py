@@ -85,6 +85,6 @@ def build_health(config: Config, db: TSDB, engine: Engine, clock: Clock) -> Heal
     files = FileEds(loop, runner.lease, [parse_file(data) for data in wanted.file_eds])
     runner.followers.append(files)
     api = HealthApi(runner, wanted.tenant)
-    Judgements(runner, tenant, beside, engine, folder).add_to(api)
+    Judgements(runner, tenant, beside, engine, folder, tenant.logs).add_to(api)
     loads = LoadReports(tenant, clock, milliseconds(wanted.load_report_interval))
     return HealthParts(runner, api, RestEds(runner), GrpcEds(runner), loads, files, lines, (ticking, beside))

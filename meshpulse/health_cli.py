@@ -199,16 +199,27 @@ def _policy_file(path: Path) -> Any:
 @app.command()
 def gate(
     rollout: Annotated[str, typer.Argument(help="Name of the rollout, for logs.")],
-    service: Annotated[str, typer.Option(help="Name of the service.")],
-    version: Annotated[str, typer.Option(help="The version that is being rolled out.")],
-    window: Annotated[str, typer.Option(help="How far to look back.")] = "10m",
+    service: Annotated[str, typer.Option(help="Name of the service; with --version.")] = "",
+    version: Annotated[str, typer.Option(help="The version that is being rolled out.")] = "",
+    site: Annotated[str, typer.Option(help="nginx: the site whose configuration was changed.")] = "",
+    host: Annotated[str, typer.Option(help="nginx: the machine it was changed on; without --site all its sites.")] = "",
+    changed_at: Annotated[str, typer.Option(help="nginx: when, RFC 3339 or seconds since 1970.")] = "",
+    baseline: Annotated[str, typer.Option(help="nginx: how long before the change to compare with.")] = "10m",
+    updated: Annotated[str, typer.Option(help="nginx: machines changed before, which are no peers: A,B,...")] = "",
+    window: Annotated[str, typer.Option(help="How far to look back for a version.")] = "10m",
     url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:9090",
     token: Annotated[str, typer.Option(envvar="MESHPULSE_TOKEN", help="A token with the role read.")] = "",
 ) -> None:
     """Whether a rollout may go on: exit code 0 go, 1 halt, 2 not enough evidence (or no answer)."""
+    path = f"gates/{urllib.parse.quote(rollout, safe='')}"
     try:
-        path = f"gates/{urllib.parse.quote(rollout, safe='')}"
-        data = ask(url, token, path, service=service, version=version, window=window, status="200")
+        if site or host:
+            data = ask(
+                url, token, path, status="200", site=site, host=host, changed_at=changed_at, baseline=baseline,
+                updated=updated,
+            )  # fmt: skip
+        else:
+            data = ask(url, token, path, status="200", service=service, version=version, window=window)
     except AskError as error:
         typer.echo(f"meshpulse: {error}", err=True)
         raise typer.Exit(2) from None
