@@ -61,7 +61,7 @@ class PageLimitError(LimitError):
 
     Attributes
     ----------
-    scraped, kept : samples of the page, before and after relabelling
+    scraped, kept : samples of the page, before and after relabelling; 0 when nobody has counted
     """
 
     def __init__(self, what: str, scraped: int = 0, kept: int = 0) -> None:
@@ -82,6 +82,7 @@ class PageOptions:
     sample_limit : most samples after relabelling
     label_limit : most labels of a series, those of the target included
     label_name_length_limit, label_value_length_limit : bytes
+    extra_scrape_metrics : write three more series about each scrape
     metric_relabel : rules for each series, after the labels of the target are on it
     """
 
@@ -92,6 +93,7 @@ class PageOptions:
     label_limit: int = 0
     label_name_length_limit: int = 0
     label_value_length_limit: int = 0
+    extra_scrape_metrics: bool = False
     metric_relabel: Rules = NO_RULES
 
     def check_labels(self, labels: Mapping[str, str]) -> None:
@@ -251,6 +253,12 @@ class ExpositionParser:
         """The metric families that the pages have described; called on any thread."""
         return list(self._families.values())
 
+    def tell_again(self) -> None:
+        """What was told last is lost: comments and exemplars of the next page are new whatever they are."""
+        self._comments = 0
+        self._families = {}
+        self._exemplars = {}
+
     def _walk(self, text: bytes, scrape_ms: int) -> _Walk:
         raw: NDArray[np.uint8] = np.frombuffer(text, np.uint8)
         n_bytes = len(text) - len(PAD) + 1
@@ -403,14 +411,13 @@ class ExpositionParser:
         seen: dict[str, dict[str, str]] = {}
         for kind, name, rest in self._comments_of(text):
             seen.setdefault(name, {})[kind] = rest
-        changed = []
+        families = {}
         for name, lines in seen.items():
             kind = lines.get("TYPE", "")
-            entry = Metadata(name, kind if kind in TYPES else "unknown", lines.get("HELP", ""), lines.get("UNIT", ""))
-            if self._families.get(name) != entry:
-                self._families[name] = entry
-                changed.append(entry)
-        return changed
+            kind = kind if kind in TYPES else "unknown"
+            families[name] = Metadata(name, kind, lines.get("HELP", ""), lines.get("UNIT", ""))
+        known, self._families = self._families, families
+        return [entry for name, entry in families.items() if known.get(name) != entry]
 
     def _comments_of(self, text: bytes) -> Iterator[tuple[str, str, str]]:
         if self._openmetrics:

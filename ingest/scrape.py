@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from ingest.exemplars import keep_exemplars
-from ingest.exposition import PageLimitError, PageOptions
+from ingest.exposition import PAD, PageLimitError, PageOptions
 from ingest.fetch import Page, fetch
 from ingest.groups import FileSdConfig, HttpSdConfig, TargetGroup
 from ingest.http_client import HttpClient, HttpClientConfig, HttpClientError
 from ingest.negotiation import ScrapeError, ScrapeProtocol, accept_header
 from ingest.relabel import NO_RULES, Rules
 from ingest.store import Tenant
-from ingest.target import Round, TargetSeries
+from ingest.target import Answer, Round, TargetSeries
 from ingest.targets import Target, TargetRules
 from tsdb.clock import Clock
-from tsdb.errors import RejectedError, UnavailableError
+from tsdb.errors import Reason, RejectedError, UnavailableError
 from tsdb.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class ScrapeConfig:
     label_limit, label_name_length_limit, label_value_length_limit : most labels of a series, bytes of a name and of a
         value; a page with a series beyond is refused whole
     body_size_limit : most bytes of a body, compressed or not
+    extra_scrape_metrics : also write ``scrape_timeout_seconds``, ``scrape_sample_limit``, ``scrape_body_size_bytes``
     """
 
     job_name: str
@@ -83,6 +84,7 @@ class ScrapeConfig:
     label_name_length_limit: int = 0
     label_value_length_limit: int = 0
     body_size_limit: int = 64 << 20
+    extra_scrape_metrics: bool = False
 
     def page_options(self) -> PageOptions:
         """What is done with the pages of its targets."""
@@ -94,6 +96,7 @@ class ScrapeConfig:
             label_limit=self.label_limit,
             label_name_length_limit=self.label_name_length_limit,
             label_value_length_limit=self.label_value_length_limit,
+            extra_scrape_metrics=self.extra_scrape_metrics,
             metric_relabel=self.metric_relabel,
         )
 
@@ -167,16 +170,18 @@ class PageScraper:
         begin = time.perf_counter()
         error = ""
         outcome: Round | None = None
-        beyond = (0, 0)
+        answer = Answer(0.0, target.aim.scrape_timeout)
         try:
             page = await self._fetch(target, config, client, forced_error)
-            seconds = time.perf_counter() - begin
-            outcome = await self._parse(series, page, scrape_ms, seconds)
+            answer = answer._replace(seconds=time.perf_counter() - begin, body_bytes=len(page.text) - len(PAD))
+            outcome = await self._parse(series, page, scrape_ms, answer)
         except RejectedError as refused:
             error = str(refused)
             self._tally.add(refused.reason)
             if isinstance(refused, PageLimitError):
-                beyond = (refused.scraped, refused.kept)
+                answer = answer._replace(scraped=refused.scraped, kept=refused.kept)
+            elif refused.reason is Reason.SCRAPE_LIMIT:
+                answer = answer._replace(body_bytes=-1)
         except Exception as bug:
             error = f"internal error: {bug}"
             log.exception("scrape of %s failed", target.url)
@@ -186,7 +191,7 @@ class PageScraper:
             if target.last_error != error:
                 log.warning("scrape of %s failed: %s", target.url, error)
             try:
-                outcome = series.failure(scrape_ms, seconds, *beyond)
+                outcome = series.failure(scrape_ms, answer._replace(seconds=seconds))
             except RejectedError as refused:  # not even room for its own series
                 error = str(refused)
         self.scrapes += 1
@@ -194,8 +199,8 @@ class PageScraper:
         target.last_error = error
         target.last_scrape_ms = scrape_ms
         target.last_seconds = seconds
-        if outcome is not None:
-            await self.store(target, outcome)
+        if outcome is not None and not await self.store(target, outcome):
+            series.tell_again()
 
     async def _fetch(self, target: Target, config: ScrapeConfig, client: HttpClient, forced_error: str) -> Page:
         if forced_error:
@@ -219,17 +224,17 @@ class PageScraper:
             config.fallback_scrape_protocol,
         )
 
-    async def _parse(self, series: TargetSeries, page: Page, scrape_ms: int, seconds: float) -> Round:
+    async def _parse(self, series: TargetSeries, page: Page, scrape_ms: int, answer: Answer) -> Round:
         loop = asyncio.get_running_loop()
-        job = loop.run_in_executor(self._executor, series.success, page.text, page.openmetrics, scrape_ms, seconds)
+        job = loop.run_in_executor(self._executor, series.success, page.text, page.openmetrics, scrape_ms, answer)
         try:
             return await asyncio.shield(job)
         except asyncio.CancelledError:
             await asyncio.wait([job])  # nobody may touch the series before the thread has left them
             raise
 
-    async def store(self, target: Target, outcome: Round) -> None:
-        """Store what a scrape, or the end of one, brought."""
+    async def store(self, target: Target, outcome: Round) -> bool:
+        """Store what a scrape, or the end of one, brought; whether it could be."""
         self._tally.add_all(outcome.refused)
         try:
             if outcome.metadata:
@@ -239,7 +244,8 @@ class PageScraper:
             self._tally.add(error.reason)
             target.last_error = f"scraped, but not stored: {error}"
             log.warning("scrape of %s not stored: %s", target.url, error)
-        else:
-            self.samples += result.accepted
-            if outcome.exemplars:
-                keep_exemplars(self._tenant.exemplars, outcome.exemplars, self._tally)
+            return False
+        self.samples += result.accepted
+        if outcome.exemplars:
+            keep_exemplars(self._tenant.exemplars, outcome.exemplars, self._tally)
+        return True

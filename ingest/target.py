@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,28 @@ REPORT_NAMES = (
 )
 """Series about the scrape itself, written for every scrape, in the order of their values."""
 
+EXTRA_REPORT_NAMES = ("scrape_timeout_seconds", "scrape_sample_limit", "scrape_body_size_bytes")
+"""Further ones with ``extra_scrape_metrics``."""
+
 _NO_REFS: NDArray[np.uint32] = np.zeros(0, np.uint32)
+
+
+class Answer(NamedTuple):
+    """What is known of an answer beside its samples.
+
+    Attributes
+    ----------
+    seconds : float       from the request to the last byte, or to the failure
+    timeout_s : float     how long it might have taken
+    body_bytes : int      decompressed; 0 when no page came, -1 when it was too large
+    scraped, kept : int   samples of a page beyond a limit, before and after relabelling
+    """
+
+    seconds: float
+    timeout_s: float
+    body_bytes: int = 0
+    scraped: int = 0
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +85,8 @@ class TargetSeries:
         options = options or PageOptions()
         self._parser = ExpositionParser(registry, labels, options)
         self._track_own_times = options.track_timestamps_staleness
+        self._sample_limit = options.sample_limit
+        self._report_names = REPORT_NAMES + EXTRA_REPORT_NAMES if options.extra_scrape_metrics else REPORT_NAMES
         self._report_refs = _NO_REFS
         self._seen = _NO_REFS  # series of the last good scrape, without those that bring times of their own
         self._alive = False  # whether they are still without a stale marker
@@ -70,15 +94,17 @@ class TargetSeries:
     def take_over(self, before: TargetSeries) -> None:
         """Go on where another left, whose options were others: what is not written any more becomes stale."""
         self._seen, self._alive = before._seen, before._alive
+        if self._alive:
+            self._seen = np.concatenate((self._seen, before._report_refs[len(self._report_names) :]))
 
-    def success(self, text: bytes, openmetrics: bool, scrape_ms: int, seconds: float) -> Round:
+    def success(self, text: bytes, openmetrics: bool, scrape_ms: int, answer: Answer) -> Round:
         """Take in a scraped page.
 
         Parameters
         ----------
         text : the page with :data:`ingest.exposition.PAD` behind it
         openmetrics : its format
-        scrape_ms, seconds : when it was asked for, and how long the answer took
+        scrape_ms : when it was asked for
 
         Raises
         ------
@@ -95,7 +121,7 @@ class TargetSeries:
             if self._alive:
                 vanished = np.setdiff1d(self._seen, refs)
         self._seen, self._alive = refs, True
-        report = (1.0, seconds, seen.scraped, seen.kept, added)
+        report = self._report(1.0, answer, seen.scraped, seen.kept, added)
         batch = self._batch(seen.refs, seen.ts_ms, seen.bits, vanished, scrape_ms, report)
         return Round(batch, seen.scraped, seen.refused, seen.metadata, seen.exemplars)
 
@@ -103,14 +129,18 @@ class TargetSeries:
         """The metric families that its pages have described; called on any thread."""
         return self._parser.metadata()
 
-    def failure(self, scrape_ms: int, seconds: float, scraped: int = 0, kept: int = 0) -> Round:
-        """The target could not be read: everything it had is stale, ``up`` is 0.
+    def failure(self, scrape_ms: int, answer: Answer) -> Round:
+        """The target could not be read: everything it had is stale, ``up`` is 0."""
+        report = self._report(0.0, answer, answer.scraped, answer.kept, 0)
+        return Round(self._batch_of_stale(scrape_ms, report))
 
-        Parameters
-        ----------
-        scraped, kept : samples of a page that was beyond a limit, before and after relabelling
-        """
-        return Round(self._batch_of_stale(scrape_ms, (0.0, seconds, scraped, kept, 0.0)))
+    def tell_again(self) -> None:
+        """What was read last could not be stored: metadata and exemplars count as new."""
+        self._parser.tell_again()
+
+    def _report(self, up: float, answer: Answer, scraped: int, kept: int, added: int) -> tuple[float, ...]:
+        values = (up, answer.seconds, scraped, kept, added, answer.timeout_s, self._sample_limit, answer.body_bytes)
+        return values[: len(self._report_names)]
 
     def end(self, now_ms: int) -> Round:
         """The target is no longer scraped: everything is stale, the series about the scrape included."""
@@ -131,9 +161,9 @@ class TargetSeries:
         report: tuple[float, ...] | None,
     ) -> SampleBatch:
         if not len(self._report_refs):
-            rows = [self._registry.resolve({**self._labels, "__name__": name}) for name in REPORT_NAMES]
+            rows = [self._registry.resolve({**self._labels, "__name__": name}) for name in self._report_names]
             self._report_refs = np.array(rows, np.uint32)
-        n_stale, n_report = len(vanished), len(REPORT_NAMES)
+        n_stale, n_report = len(vanished), len(self._report_names)
         report_bits: NDArray[np.uint64] = np.full(n_report, STALE_BITS, np.uint64)
         if report is not None:
             report_bits = np.array(report, np.float64).view(np.uint64)

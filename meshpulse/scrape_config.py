@@ -278,6 +278,7 @@ class ScrapeConfig(HttpClientSection):
     label_name_length_limit: int = Field(default=0, ge=0)
     label_value_length_limit: int = Field(default=0, ge=0)
     body_size_limit: Size = 0
+    extra_scrape_metrics: bool = False
     target_limit: int = Field(default=0, ge=0)
     keep_dropped_targets: int = Field(default=0, ge=0)
     static_configs: list[StaticSection] = []

@@ -210,17 +210,36 @@ def test_nobody_there() -> None:
 
 def test_a_store_that_is_busy_is_shown(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
-        async with Site() as site, Case(site.address) as case:
+        async with Site("# TYPE a gauge\na 1\n") as site, Case(site.address) as case:
             case.tenant.fail = OverloadedError("the queue is full")
             with caplog.at_level(logging.WARNING):
                 assert await case.scrape() == {}
             assert case.target.last_error == "scraped, but not stored: the queue is full"
             assert case.tally.snapshot() == {Reason.OVERLOADED: 1}
             case.tenant.fail = None
+            case.tenant.metadata.clear()
             assert (await case.scrape())["a"] == ONE
+            assert case.tenant.metadata[0][:2] == ("a", "gauge")  # told again: the first time may be lost
 
     asyncio.run(run())
     assert "not stored" in caplog.text
+
+
+def test_extra_series_about_the_scrape() -> None:
+    async def run() -> None:
+        async with Site("a 1\n") as site, Case(site.address, extra_scrape_metrics=True, body_size_limit=6) as case:
+            written = await case.scrape()
+            assert written["scrape_timeout_seconds"] == 0x4024000000000000  # 10.0
+            name = "scrape_body_size_bytes"
+            assert written[name] == 0x4010000000000000  # 4.0
+            site.answer = "aaa x\n"
+            assert (await case.scrape())[name] == 0x4018000000000000  # 6.0
+            site.answer = "a 12345\n"
+            assert (await case.scrape())[name] == 0xBFF0000000000000  # -1.0
+            site.answer = _teapot
+            assert (await case.scrape())[name] == 0
+
+    asyncio.run(run())
 
 
 def test_a_forced_error_asks_nobody() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from ingest.exposition import PAD, ExpositionError, PageLimitError, PageOptions
 from ingest.relabel import RelabelConfig, Rules, compile_rules
-from ingest.target import REPORT_NAMES, Round, TargetSeries
+from ingest.target import EXTRA_REPORT_NAMES, REPORT_NAMES, Answer, Round, TargetSeries
 from tests.ingest.fakes import FakeTenant
 from tsdb.batch import STALE_BITS
 
@@ -40,11 +40,11 @@ class Scrapes:
 
     def good(self, text: str) -> Seen:
         self.now += 15_000
-        return self.seen(self.series.success(text.encode() + PAD, False, self.now, 0.25))
+        return self.seen(self.series.success(text.encode() + PAD, False, self.now, Answer(0.25, 4.0)))
 
     def bad(self) -> Seen:
         self.now += 15_000
-        return self.seen(self.series.failure(self.now, 10.0))
+        return self.seen(self.series.failure(self.now, Answer(10.0, 4.0)))
 
 
 def report(up: int, scraped: int = 0, kept: int = 0, added: int = 0, seconds: float = 0.25) -> Seen:
@@ -78,7 +78,7 @@ def test_the_end_marks_the_report_too() -> None:
 
 def test_own_times_get_no_stale_markers() -> None:
     scrapes = Scrapes()
-    first = scrapes.series.success(b"a 1 777\nb 2" + PAD, False, 1000, 0.5)
+    first = scrapes.series.success(b"a 1 777\nb 2" + PAD, False, 1000, Answer(0.5, 4.0))
     assert first.batch.ts_ms.tolist() == [777, *[1000] * 6]
     assert scrapes.seen(first) == {"a": 1, "b": 2, **report(1, 2, 2, 1, 0.5)}
     assert scrapes.good("") == {"b": "stale", **report(1)}
@@ -99,7 +99,7 @@ def test_sample_limit() -> None:
         scrapes.good("a 1\nb 2\nc 3")
     beyond = (error.value.scraped, error.value.kept)
     assert beyond == (3, 3)
-    outcome = scrapes.seen(scrapes.series.failure(scrapes.now, 10.0, *beyond))
+    outcome = scrapes.seen(scrapes.series.failure(scrapes.now, Answer(10.0, 4.0, 0, *beyond)))
     assert outcome == {"a": "stale", "b": "stale", **report(0, 3, 3, seconds=10)}
 
 
@@ -121,5 +121,36 @@ def test_relabelling_counts_what_is_left_and_pays_once() -> None:
 
 def test_own_times_get_stale_markers_when_they_are_tracked() -> None:
     scrapes = Scrapes(track_timestamps_staleness=True)
-    scrapes.series.success(b"a 1 777\nb 2" + PAD, False, 1000, 0.5)
+    scrapes.series.success(b"a 1 777\nb 2" + PAD, False, 1000, Answer(0.5, 4.0))
     assert scrapes.good("") == {"a": "stale", "b": "stale", **report(1)}
+
+
+def test_extra_series_about_the_scrape() -> None:
+    scrapes = Scrapes(extra_scrape_metrics=True, sample_limit=9)
+    scrapes.now = 16_000
+    seen = scrapes.seen(scrapes.series.success(b"a 1" + PAD, False, 16_000, Answer(0.25, 4.0, 3)))
+    assert seen == {"a": 1, **report(1, 1, 1, 1), **dict(zip(EXTRA_REPORT_NAMES, (4, 9, 3), strict=True))}
+    seen = scrapes.seen(scrapes.series.failure(17_000, Answer(10, 4.0, -1)))
+    assert [seen[name] for name in EXTRA_REPORT_NAMES] == [4, 9, -1]
+    assert scrapes.seen(scrapes.series.end(18_000)) == dict.fromkeys([*REPORT_NAMES, *EXTRA_REPORT_NAMES], "stale")
+
+
+def test_metadata_is_what_the_last_page_said_and_told_again_when_it_was_lost() -> None:
+    scrapes = Scrapes()
+    page = b"# TYPE a counter\n# TYPE b gauge\n" + PAD
+    rounds = [scrapes.series.success(page, False, 1000 * i, Answer(0.1, 4.0)).metadata for i in range(2)]
+    assert [[family.family for family in told] for told in rounds] == [["a", "b"], []]
+    scrapes.series.tell_again()
+    assert len(scrapes.series.success(page, False, 3000, Answer(0.1, 4.0)).metadata) == 2
+    assert scrapes.series.success(b"# TYPE b gauge\n" + PAD, False, 4000, Answer(0.1, 4.0)).metadata == []
+    assert [family.family for family in scrapes.series.metadata()] == ["b"]
+
+
+def test_extra_series_that_are_no_longer_written_become_stale() -> None:
+    scrapes = Scrapes(extra_scrape_metrics=True)
+    scrapes.good("a 1")
+    after = TargetSeries(scrapes.tenant.registry, LABELS)
+    after.take_over(scrapes.series)
+    scrapes.series = after
+    assert scrapes.good("a 1") == {"a": 1, **dict.fromkeys(EXTRA_REPORT_NAMES, "stale"), **report(1, 1, 1, 0)}
+    assert scrapes.good("a 1") == {"a": 1, **report(1, 1, 1, 0)}
