@@ -122,6 +122,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     site = Site(
         {
             "/shop": (OPENMETRICS, openmetrics_page(now)),
+            "/relabelled": (OPENMETRICS, openmetrics_page(now)),
             "/honest": (TEXT, 'plain{job="its own",code="200"} 5 # not openmetrics\n'),
             "/text": (TEXT, '# TYPE plain counter\nplain {job="its own", code="200",} 5\n\nplain2\t7 1\n# c\n'),
             "/labels": (TEXT, f'wide{{a="1",b="2",long_name_here="{LONG}"}} 1\n'),
@@ -133,8 +134,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
             "/fine": (TEXT, "fine 1\n"),
         }
     )
+    drop = [{"source_labels": ["__name__"], "regex": "shop_(latency|queue).*", "action": "drop"}]
     jobs = [
         site.job("shop"),
+        site.job("relabelled", metric_relabel_configs=drop),
         site.job("honest"),
         site.job("text", honor_labels=True, honor_timestamps=False),
         site.job("labels", label_limit=4),
@@ -163,7 +166,7 @@ def instant(data: Any) -> dict[str, str]:
     return {json.dumps(row["metric"], sort_keys=True): row["value"][1] for row in data["result"]}
 
 
-@pytest.mark.parametrize("job", ["shop", "text", "fine"])
+@pytest.mark.parametrize("job", ["shop", "text", "relabelled", "fine"])
 def test_series_and_values_are_the_same(pair: Pair, job: str) -> None:
     what = f'{{job="{job}",__name__!~"scrape_duration_seconds|scrape_series_added"}} or {{exported_job="{job}"}}'
     if job == "text":
