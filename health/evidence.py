@@ -89,7 +89,7 @@ def percent(share: float) -> str:
 
 def reason_text(evidence: Mapping[str, Scalar]) -> str:
     """Evidence about an endpoint in one sentence; "" when it says nothing."""
-    if "ratio" in evidence:
+    if "mh_z" in evidence:
         what = "are slow" if evidence.get("detector") == Detector.SLOW_FRACTION else "fail"
         return (
             f"{percent(float(evidence['ratio']))} of attempts {what} ({evidence['errors']} of {evidence['attempts']}), "
@@ -109,7 +109,7 @@ def reason_data(evidence: Mapping[str, Scalar]) -> dict[str, Any]:
     clean: dict[str, Any] = {
         k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in evidence.items()
     }
-    if "ratio" not in clean:
+    if "mh_z" not in clean:
         return clean
     threshold = {"z": clean.pop("threshold_z"), "min_excess": clean.pop("threshold_excess")}
     window, requests = f"{clean.pop('window_s')}s", clean.pop("attempts")
@@ -134,6 +134,12 @@ def sentence(kind: Kind, guard: Guard | None, evidence: Mapping[str, Scalar]) ->
     if kind is Kind.BLOCKED:
         refusal = {key.removeprefix("guard_"): v for key, v in evidence.items() if key.startswith("guard_")}
         return f"held back by {guard} ({_listed(refusal)})" + (f": {said}" if said else "")
+    if kind in (Kind.OBSERVER_BROKEN, Kind.ZONE_DEGRADED, Kind.VERSION_DEGRADED):
+        who = next(key for key in ("observer", "zone", "version") if key in evidence)
+        return (
+            f"{who} {evidence[who]}: {evidence['errors']:.0f} of {evidence['attempts']:.0f} attempts fail, "
+            f"others {percent(float(evidence['baseline']))}"
+        )
     if kind is Kind.CAPACITY_LOST:
         return f"{evidence['unavailable']} of {evidence['total']} endpoints are out"
     return said or _listed(evidence)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import html
 import platform
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
+from health import openapi as health_openapi
 from meshpulse import version
 from meshpulse.health_page import PAGE as HEALTH_PAGE
 from meshpulse.metrics import create_registry
@@ -30,6 +33,20 @@ async def _our_fault(_request: Request, _error: Exception) -> Response:
     return PlainTextResponse("Internal Server Error\n", 500)
 
 
+def _complete(app: FastAPI, parts: Sequence[Mapping[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """OpenAPI of FastAPI's own routes and of bare ASGI ones, which describe themselves."""
+    own = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = own()
+        for part in parts:
+            document["paths"] |= part["paths"]
+            document.setdefault("components", {}).setdefault("schemas", {}).update(part["components"]["schemas"])
+        return document
+
+    return openapi
+
+
 def create_pages(runtime: Runtime) -> FastAPI:
     """Build the application for all routes that are not hot."""
     app = FastAPI(
@@ -40,6 +57,7 @@ def create_pages(runtime: Runtime) -> FastAPI:
         redoc_url=None,
         exception_handlers={HTTPException: _http_error, Exception: _our_fault},
     )
+    app.openapi = _complete(app, [health_openapi.document()])  # type: ignore[method-assign]  # FastAPI's way to do it
     progress = runtime.progress
     registry = create_registry(runtime)
     begin = datetime.now(UTC)

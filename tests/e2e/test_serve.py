@@ -90,7 +90,11 @@ def test_cardinality(server: Server) -> None:
 
 def test_home_page_and_openapi(server: Server) -> None:
     assert b"<h1>meshpulse</h1>" in server.get("/").body
-    assert server.get("/openapi.json").json()["info"]["title"] == "meshpulse"
+    document = server.get("/openapi.json").json()
+    assert document["info"]["title"] == "meshpulse"
+    assert document["openapi"].startswith("3.1")
+    assert {"/metrics", "/api/v1/health/endpoints", "/v3/discovery:endpoints"} <= document["paths"].keys()
+    assert "HealthSnapshot" in document["components"]["schemas"]
 
 
 def test_a_websocket_gets_an_http_answer(server: Server) -> None:
