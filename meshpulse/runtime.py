@@ -29,6 +29,7 @@ from meshpulse.config import Config, milliseconds
 from meshpulse.edge import Edge, EdgeLimits
 from meshpulse.exemplars import ExemplarReader
 from meshpulse.health import HealthParts, build_health
+from meshpulse.memory import settle_objects
 from meshpulse.nginx import NginxParts, build_nginx
 from meshpulse.query_log import QueryLog
 from meshpulse.scraping import Scraping
@@ -204,6 +205,7 @@ class Runtime:
                 report(done, total, name)
 
             progress.warm_seconds = warm(on_kernel)
+        settle_objects()
         progress.enter(Phase.REPLAYING)
         begin = time.perf_counter()
         db = TSDB(store_config(self.config), self.tally)
