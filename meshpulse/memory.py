@@ -20,7 +20,7 @@ def limit_arenas() -> None:
 
 
 def pause_collection() -> None:
-    """Look for no garbage while modules and kernels are loaded: they make none, and looking takes a tenth of the start."""
+    """Look for no garbage while modules and kernels are loaded: they make none, looking takes a tenth of the start."""
     gc.disable()
 
 
