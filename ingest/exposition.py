@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from ingest.relabel import NO_RULES, Rules
 from ingest.store import Metadata
 from tsdb.errors import LimitError, Reason, RejectedError
 from tsdb.index.registry import REJECT_CODES, SeriesRegistry
+from tsdb.limits import TimeLimits
 
 PAD = b"\n" + bytes(64)
 """What is put behind a text before it is parsed: its last newline, and room for eight-byte loads."""
@@ -82,6 +83,7 @@ class PageOptions:
     sample_limit : most samples after relabelling
     label_limit : most labels of a series, those of the target included
     label_name_length_limit, label_value_length_limit : bytes
+    future_max_ms : how far ahead of the scrape a time of the page may be; samples beyond are refused
     extra_scrape_metrics : write three more series about each scrape
     metric_relabel : rules for each series, after the labels of the target are on it
     """
@@ -93,6 +95,7 @@ class PageOptions:
     label_limit: int = 0
     label_name_length_limit: int = 0
     label_value_length_limit: int = 0
+    future_max_ms: int = TimeLimits().future_max_ms
     extra_scrape_metrics: bool = False
     metric_relabel: Rules = NO_RULES
 
@@ -142,6 +145,16 @@ class Exposition:
     refused: Mapping[Reason, int]
     metadata: list[Metadata]
     exemplars: list[Exemplar] = field(default_factory=list)
+
+    def until(self, latest_ms: int) -> Exposition:
+        """Without samples later than that: one of them would make everything else of the tenant too old."""
+        near = self.ts_ms <= latest_ms
+        far = len(near) - int(near.sum())
+        if not far:
+            return self
+        refused = Counter(self.refused) + Counter({Reason.FAR_FUTURE: far})
+        refs, ts_ms, bits = self.refs[near], self.ts_ms[near], self.bits[near]
+        return replace(self, refs=refs, ts_ms=ts_ms, bits=bits, refused=refused)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from ingest.target import Answer, Round, TargetSeries
 from ingest.targets import Target, TargetRules
 from tsdb.clock import Clock
 from tsdb.errors import Reason, RejectedError, UnavailableError
+from tsdb.limits import TimeLimits
 from tsdb.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class ScrapeConfig:
     label_limit, label_name_length_limit, label_value_length_limit : most labels of a series, bytes of a name and of a
         value; a page with a series beyond is refused whole
     body_size_limit : most bytes of a body, compressed or not
+    future_max_ms : how far ahead a time of a page may be
     extra_scrape_metrics : also write ``scrape_timeout_seconds``, ``scrape_sample_limit``, ``scrape_body_size_bytes``
     """
 
@@ -84,6 +86,7 @@ class ScrapeConfig:
     label_name_length_limit: int = 0
     label_value_length_limit: int = 0
     body_size_limit: int = 64 << 20
+    future_max_ms: int = TimeLimits().future_max_ms
     extra_scrape_metrics: bool = False
 
     def page_options(self) -> PageOptions:
@@ -96,6 +99,7 @@ class ScrapeConfig:
             label_limit=self.label_limit,
             label_name_length_limit=self.label_name_length_limit,
             label_value_length_limit=self.label_value_length_limit,
+            future_max_ms=self.future_max_ms,
             extra_scrape_metrics=self.extra_scrape_metrics,
             metric_relabel=self.metric_relabel,
         )

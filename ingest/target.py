@@ -86,6 +86,7 @@ class TargetSeries:
         self._parser = ExpositionParser(registry, labels, options)
         self._track_own_times = options.track_timestamps_staleness
         self._sample_limit = options.sample_limit
+        self._future_max_ms = options.future_max_ms
         self._report_names = REPORT_NAMES + EXTRA_REPORT_NAMES if options.extra_scrape_metrics else REPORT_NAMES
         self._report_refs = _NO_REFS
         self._seen = _NO_REFS  # series of the last good scrape, without those that bring times of their own
@@ -112,6 +113,8 @@ class TargetSeries:
         PageLimitError     it is beyond a limit
         """
         seen = self._parser.parse(text, scrape_ms, openmetrics)
+        if seen.own_times:
+            seen = seen.until(scrape_ms + self._future_max_ms)
         # A series with times of its own may pause without being gone, so it gets no stale marker.
         own_times = seen.own_times and not self._track_own_times
         refs = seen.refs[seen.ts_ms == scrape_ms] if own_times else seen.refs

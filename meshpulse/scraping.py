@@ -57,6 +57,7 @@ def scrape_jobs(config: Config) -> list[ScrapeConfig]:
                 label_limit=job.label_limit,
                 label_name_length_limit=job.label_name_length_limit,
                 label_value_length_limit=job.label_value_length_limit,
+                future_max_ms=round(config.storage.future_max.total_seconds() * 1000),
                 extra_scrape_metrics=job.extra_scrape_metrics,
                 body_size_limit=job.body_size_limit or config.limits.ingest.scrape_bytes_max,
             )

@@ -125,6 +125,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
             "/relabelled": (OPENMETRICS, openmetrics_page(now)),
             "/honest": (TEXT, 'plain{job="its own",code="200"} 5 # not openmetrics\n'),
             "/text": (TEXT, '# TYPE plain counter\nplain {job="its own", code="200",} 5\n\nplain2\t7 1\n# c\n'),
+            "/odd": (TEXT, f"far 1 {(now + 3600) * 1000:.0f}\ntwice 1\ntwice 2\nold 3 {(now - 60) * 1000:.0f}\n"),
+            "/empty": (TEXT, 'empty{job="",instance=""} 3\nfull{job="",instance="x"} 4\n'),
             "/labels": (TEXT, f'wide{{a="1",b="2",long_name_here="{LONG}"}} 1\n'),
             "/names": (TEXT, f'wide{{a="1",b="2",long_name_here="{LONG}"}} 1\n'),
             "/values": (TEXT, f'wide{{a="1",b="2",long_name_here="{LONG}"}} 1\n'),
@@ -140,6 +142,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         site.job("relabelled", metric_relabel_configs=drop),
         site.job("honest"),
         site.job("text", honor_labels=True, honor_timestamps=False),
+        site.job("odd"),
+        site.job("empty", honor_labels=True),
         site.job("labels", label_limit=4),
         site.job("names", label_name_length_limit=10),
         site.job("values", label_value_length_limit=50),
@@ -166,11 +170,10 @@ def instant(data: Any) -> dict[str, str]:
     return {json.dumps(row["metric"], sort_keys=True): row["value"][1] for row in data["result"]}
 
 
-@pytest.mark.parametrize("job", ["shop", "text", "relabelled", "fine"])
+@pytest.mark.parametrize("job", ["shop", "text", "relabelled", "fine", "odd", "empty"])
 def test_series_and_values_are_the_same(pair: Pair, job: str) -> None:
     what = f'{{job="{job}",__name__!~"scrape_duration_seconds|scrape_series_added"}} or {{exported_job="{job}"}}'
-    if job == "text":
-        what += ' or {job="its own"}'
+    what += {"text": ' or {job="its own"}', "empty": ' or {__name__=~"empty|full"}'}.get(job, "")
     ours, theirs = (instant(data) for data in pair.both("query", query=what))
     assert ours == theirs
     assert len(ours) > 3

@@ -13,6 +13,7 @@ from ingest.relabel import RelabelConfig, Rules, compile_rules
 from ingest.target import EXTRA_REPORT_NAMES, REPORT_NAMES, Answer, Round, TargetSeries
 from tests.ingest.fakes import FakeTenant
 from tsdb.batch import STALE_BITS
+from tsdb.errors import Reason
 
 LABELS = {"job": "j", "instance": "i:1"}
 Seen = dict[str, float | str]
@@ -82,6 +83,13 @@ def test_own_times_get_no_stale_markers() -> None:
     assert first.batch.ts_ms.tolist() == [777, *[1000] * 6]
     assert scrapes.seen(first) == {"a": 1, "b": 2, **report(1, 2, 2, 1, 0.5)}
     assert scrapes.good("") == {"b": "stale", **report(1)}
+
+
+def test_times_far_ahead_are_refused_and_the_rest_stays() -> None:
+    scrapes = Scrapes(future_max_ms=5000)
+    outcome = scrapes.series.success(b"a 1 6001\nb 2 6000\nc 3\n" + PAD, False, 1000, Answer(0.5, 4.0))
+    assert outcome.refused == {Reason.FAR_FUTURE: 1}
+    assert scrapes.seen(outcome) == {"b": 2, "c": 3, **report(1, 3, 3, 1, 0.5)}
 
 
 def test_a_text_that_cannot_be_read_changes_nothing() -> None:
