@@ -40,7 +40,7 @@ _WRITES = (
     "/loki/api/v1/push",
     "/api/prom/push",
 )
-_ADMIN = ("/api/v1/admin/", "/-/reload", "/-/quit")
+_ADMIN = ("/api/v1/admin/", "/-/reload", "/-/quit", "/loki/api/v1/delete")
 _ACTUATED = "/api/v1/health/"
 _READING = frozenset({"GET", "HEAD"})
 

@@ -200,6 +200,7 @@ class LogLimitsConfig(Section):
     rate_bytes_max: Size = PushLimits().rate_bytes_max
     discover_service_name: bool = True
     detect_level: bool = True
+    delete_cancel_period: Duration = timedelta(seconds=LogLimits().cancel_s)
 
 
 class LimitsConfig(Section):

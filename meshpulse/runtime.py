@@ -141,12 +141,16 @@ def edge_limits(config: Config) -> EdgeLimits:
 
 def log_limits(config: Config) -> LogLimits:
     """How the log store of a tenant keeps its entries."""
-    return LogLimits(config.limits.logs.streams_max, retention_ms=milliseconds(config.storage.retention))
+    return LogLimits(
+        config.limits.logs.streams_max,
+        retention_ms=milliseconds(config.storage.retention),
+        cancel_s=config.limits.logs.delete_cancel_period.total_seconds(),
+    )
 
 
 def push_limits(config: Config) -> PushLimits:
     """What one log push may be."""
-    limits = config.limits.logs.model_dump(exclude={"streams_max", "age_max", "ahead_max"})
+    limits = config.limits.logs.model_dump(exclude={"streams_max", "age_max", "ahead_max", "delete_cancel_period"})
     ages = (config.limits.logs.age_max, config.limits.logs.ahead_max)
     return PushLimits(**limits, age_max_s=int(ages[0].total_seconds()), ahead_max_s=int(ages[1].total_seconds()))
 
@@ -262,7 +266,7 @@ class Runtime:
             return tenant.logs if tenant else None
 
         build_info = {**Status(self.config, db).build_info(), "version": LOKI_VERSION}
-        return LokiApi(engine, logs, executor, build_info, clock=self._clock)
+        return LokiApi(engine, logs, executor, build_info, clock=self._clock, deleter_for=logs)
 
     def _providers(self, db: TSDB, scraping: Scraping) -> Providers:
         status = Status(self.config, db)

@@ -37,6 +37,8 @@ from query.endpoints import Body
 from query.errors import ErrorType, QueryError, QueryTimeoutError
 from query.json_out import dumps
 from query.logql.engine.engine import LogEngine, LogStats
+from query.loki_delete import DELETE_PATH, LogDeleter, LokiDelete, NoSuchRequestError
+from query.loki_delete import METHODS as DELETE_METHODS
 from query.loki_endpoints import (
     FIELD_PREFIX,
     LABEL_PREFIX,
@@ -103,6 +105,7 @@ class LokiApi:
     build_info : of ``status/buildinfo``
     limits : of ``drilldown-limits``, over the defaults
     clock : what "now" is
+    deleter_for : tenant -> what deletes its logs, None when there are none
 
     Attributes
     ----------
@@ -118,8 +121,11 @@ class LokiApi:
         build_info: Mapping[str, str],
         limits: Mapping[str, Any] | None = None,
         clock: Clock | None = None,
+        deleter_for: Callable[[str], LogDeleter | None] = lambda _: None,
     ) -> None:
-        endpoints = LokiEndpoints(engine, reader_for, build_info, limits or {}, clock or SystemClock())
+        clock = clock or SystemClock()
+        endpoints = LokiEndpoints(engine, reader_for, build_info, limits or {}, clock)
+        self._delete = LokiDelete(deleter_for, clock)
         self._executor = executor
         self._tail = LokiTail(engine, endpoints, executor)
         self.stats = LokiApiStats()
@@ -147,7 +153,7 @@ class LokiApi:
     @property
     def paths(self) -> list[str]:
         """Every path."""
-        return [*self._routes, *(f"{prefix}{{name}}{VALUES_SUFFIX}" for prefix in self._named)]
+        return [*self._routes, DELETE_PATH, *(f"{prefix}{{name}}{VALUES_SUFFIX}" for prefix in self._named)]
 
     def _find(self, path: str) -> tuple[str, Handler | None]:
         """The name of a path in the statistics, and what answers it."""
@@ -174,7 +180,9 @@ class LokiApi:
             await send_answer(self._executor, _text(400, "tail takes a WebSocket"), receive, send, cors)
             return
         method = scope["method"]
-        if handler is None:
+        if path == DELETE_PATH:
+            await self._serve_delete(scope, headers, receive, send, cors)
+        elif handler is None:
             await send_answer(self._executor, _text(404, "404 page not found\n"), receive, send, cors)
         elif method == "OPTIONS":
             await send_no_content(send, cors)
@@ -187,11 +195,36 @@ class LokiApi:
             if answer.status != 499:
                 await send_answer(self._executor, answer, receive, send, cors)
 
+    async def _serve_delete(
+        self,
+        scope: Scope,
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        send: Send,
+        cors: list[tuple[bytes, bytes]],
+    ) -> None:
+        """``delete``: the one path that changes something, with verbs of its own."""
+        method = scope["method"]
+        if method == "OPTIONS":
+            await send_no_content(send, cors)
+            return
+        if method not in DELETE_METHODS:
+            allow = [(b"allow", b"DELETE, GET, OPTIONS, POST, PUT")]
+            await send_answer(self._executor, _text(405, "Method Not Allowed\n"), receive, send, [*cors, *allow])
+            return
+        answer = await self._answer(scope, headers, self._delete.handler(method), receive)
+        done = answer.status == 200 and method != "GET"
+        self.stats.responses[DELETE_PATH, 204 if done else answer.status] += 1
+        if done:
+            await send_no_content(send, cors)
+        elif answer.status != 499:
+            await send_answer(self._executor, answer, receive, send, cors)
+
     async def _answer(self, scope: Scope, headers: Mapping[bytes, bytes], handler: Handler, receive: Receive) -> Answer:
         """Read the request and compute its answer; status 499 when the client has gone."""
         begin = time.perf_counter()
         body = b""
-        if scope["method"] == "POST":
+        if scope["method"] in ("POST", "PUT"):
             form = await read_form(receive)
             if form is None:
                 return GONE
@@ -228,6 +261,8 @@ def _compute(handler: Handler, request: LokiRequest, encoding: bytes) -> Answer:
         return in_pieces(iter((body,)) if isinstance(body, bytes) else body, _JSON, encoding)
     except InvalidQueryError as error:
         return Answer(400, dumps({"status": "invalid-query", "error": str(error)}), _JSON)
+    except NoSuchRequestError as error:
+        return _text(404, str(error))
     except QueryTimeoutError:
         return _text(504, TIMED_OUT)
     except QueryError as error:

@@ -36,7 +36,7 @@ from query.promql.literals import format_number
 from query.result import MatrixResult
 from tsdb.clock import Clock
 from tsdb.frame import LabelTable, SymbolOverlay
-from tsdb.logs.frame import IndexStats, LogFrame, LogReader
+from tsdb.logs.frame import Alike, IndexStats, LogFrame, LogReader, RunCounts
 from tsdb.matchers import Matcher, MatchOp
 
 PREFIX = "/loki/api/v1/"
@@ -70,6 +70,18 @@ class EmptyLogs:
     ) -> Iterator[LogFrame]:
         """No entries."""
         return iter(())
+
+    def condensed(
+        self,
+        matchers: Sequence[Matcher],
+        start_ns: int,
+        end_ns: int,
+        alike: Alike,  # noqa: ARG002
+    ) -> tuple[RunCounts, Iterator[LogFrame]]:
+        """No entries."""
+        nothing = np.zeros(0, np.int64)
+        labels = self.streams([matchers], start_ns, end_ns)
+        return RunCounts(np.zeros(0, np.uint32), labels, np.zeros(0, np.int32), *[nothing] * 3), iter(())
 
     def streams(self, selectors: Sequence[Sequence[Matcher]], start_ns: int, end_ns: int) -> LabelTable:  # noqa: ARG002
         """No streams."""

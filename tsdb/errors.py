@@ -50,6 +50,7 @@ class Reason(StrEnum):
     LINE_TOO_LONG = "line_too_long"
     METADATA_TOO_LARGE = "structured_metadata_too_large"
     RATE_LIMITED = "rate_limited"
+    DELETE_LIMIT = "delete_limit"
     # reads
     QUERY_LIMIT = "query_limit"
     BAD_MATCHER = "bad_matcher"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from tsdb.block.block import BlockMeta, read_meta
 from tsdb.blockstore import BlockStore
@@ -41,6 +42,7 @@ class Manifest:
     blocks : what lives
     newest_ms : time of the newest sample that was cut; it never falls, so that what is too old does not depend on
         what is deleted
+    deletions : requests to delete log rows (docs/format/logs.md); written only where there are any
     """
 
     generation: int
@@ -49,11 +51,15 @@ class Manifest:
     next_position: int = 0
     blocks: tuple[BlockMeta, ...] = ()
     newest_ms: int = MIN_MS
+    deletions: tuple[dict[str, Any], ...] = ()
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """The file: JSON, with the checksum of the inner object's exact bytes in front."""
-    body = json.dumps({"version": FORMAT_VERSION, **asdict(manifest)}, separators=(",", ":"))
+    fields = asdict(manifest)
+    if not manifest.deletions:
+        del fields["deletions"]
+    body = json.dumps({"version": FORMAT_VERSION, **fields}, separators=(",", ":"))
     return f"{_HEAD}{zlib.crc32(body.encode()):0{_CRC_DIGITS}x}{_MIDDLE}{body}}}\n".encode()
 
 
@@ -74,7 +80,7 @@ def decode_manifest(data: bytes, key: str) -> Manifest:
     if version not in VERSIONS_READ:
         raise CorruptionError(key, start, f"manifest version {version}, this program reads {VERSIONS_READ}")
     blocks = tuple(BlockMeta(**block) for block in fields.pop("blocks"))
-    return Manifest(blocks=blocks, **fields)
+    return Manifest(blocks=blocks, deletions=tuple(fields.pop("deletions", ())), **fields)
 
 
 class ManifestStore:

@@ -76,6 +76,8 @@ class Replay:
             tenant.logs.replay_streams(record.body, record.segment)
         elif record.kind == Kind.LOG_ROWS:
             return tenant.logs.replay_rows(record.body, record.segment, record.position)
+        elif record.kind == Kind.LOG_DELETE:
+            tenant.logs.replay_deletion(record.body, record.position)
         else:
             raise CorruptionError("write-ahead log", record.position, f"record of unknown kind {record.kind}")
         return 0

@@ -28,7 +28,12 @@ _WORD = re.compile(r"[^\W\d]\w*(?::[\w:]*)?")
 _QUANTITY = re.compile(r"-?(?:\d[\d.]*|\.\d[\d.]*)[nuµmshdwyBikKMGTP\d.]*")
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F_]+|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|`[^`]*`', re.DOTALL)
-_BAD_ESCAPE = re.compile(r'\\(?![abfnrtv\\"]|[0-7]{3}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}).?', re.DOTALL)
+_BAD_ESCAPE = re.compile(
+    r'\\(?![abfnrtv\\"]|[0-3][0-7]{2}|x[0-9a-fA-F]{2}|u(?![dD][89a-fA-F])[0-9a-fA-F]{4}'
+    r"|U(?!0000[dD][89a-fA-F])(?:000[0-9a-fA-F]|0010)[0-9a-fA-F]{4}).?",
+    re.DOTALL,
+)
+"""A backslash that begins none of Go's escapes: no byte above 255, no surrogate, nothing beyond Unicode."""
 _OPERATOR = re.compile(r"\|[=~>]|![=~>]|=[=~]|[<>]=|[-{}()|,=<>+*/%^.]")
 _FLAGS = ("--strict", "--keep-empty")
 

@@ -72,6 +72,7 @@ def guard(tally: Tally) -> Guard:
         ("GET", "/api/v1/health/gates/checkout-7", {"reader"}),
         ("POST", "/api/v1/health/overrides", {"actor"}),
         ("POST", "/api/v1/admin/tsdb/snapshot", set()),
+        ("POST", "/loki/api/v1/delete", set()),
         ("POST", "/-/reload", set()),
         ("POST", "/-/quit", set()),
     ],

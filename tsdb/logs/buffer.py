@@ -34,10 +34,12 @@ class Buffer:
     count : rows that are complete
     min_ns, max_ns : range of their times
     position : last log position in it
+    after : log position that all of its rows are beyond
     born : monotonic time of the first row
     """
 
-    def __init__(self, older: NDArray[np.uint64] | None = None) -> None:
+    def __init__(self, older: NDArray[np.uint64] | None = None, after: int = -1) -> None:
+        self.after = after
         self._older: NDArray[np.uint64] = np.zeros(1, np.uint64) if older is None else older
         self._slots: NDArray[np.int32] = np.zeros(_SLOTS_FIRST, np.int32)
         self._hashes = Arena(np.uint64, _ROWS_MAX)

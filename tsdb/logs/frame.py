@@ -205,6 +205,11 @@ class LogFrame:
         return len(self.ts_ns)
 
     @property
+    def rows(self) -> NDArray[np.int64]:
+        """(n,) numbers of the entries in their source."""
+        return self._rows
+
+    @property
     def format(self) -> Format:
         """What all the lines are; fields are there only for JSON and LOGFMT."""
         return self._source.format
@@ -249,6 +254,28 @@ class LogFrame:
         )  # fmt: skip
 
 
+class RunCounts(NamedTuple):
+    """Runs of entries, each of one stream, taken from the index.
+
+    Attributes
+    ----------
+    refs, labels : (n_streams,) uint32 and LabelTable, as of a frame
+    stream_row : (n,) int32        row of ``refs`` and ``labels`` of each run
+    ts_ns, entries, bytes : (n,) int64        time of its first entry, entries, bytes of their lines
+    """
+
+    refs: NDArray[np.uint32]
+    labels: LabelTable
+    stream_row: NDArray[np.int32]
+    ts_ns: NDArray[np.int64]
+    entries: NDArray[np.int64]
+    bytes: NDArray[np.int64]
+
+
+Alike = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
+"""(first times, last times) of runs -> whether all times in between are as good as one, (n,) each."""
+
+
 @dataclass(frozen=True, slots=True)
 class IndexStats:
     """What a selector covers, from the index alone; whole groups of rows are counted where a range cuts one."""
@@ -282,6 +309,15 @@ class LogReader(Protocol):
             frame the lines still have to be tested (``LogFrame.contains``)
         ordered : False = the entries of a frame may come stream by stream, each ascending in time, which spares
             sorting them: enough for counting
+        """
+        ...
+
+    def condensed(
+        self, matchers: Sequence[Matcher], start_ns: int, end_ns: int, alike: Alike
+    ) -> tuple[RunCounts, Iterator[LogFrame]]:
+        """The entries of :meth:`select`, each once: runs that ``alike`` says need not be read, and frames of the rest.
+
+        For counting by stream, with the oldest frames first and their entries in any order.
         """
         ...
 

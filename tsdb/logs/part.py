@@ -53,6 +53,13 @@ class Rows(NamedTuple):
     metadata: Texts
     levels: NDArray[np.uint8]
 
+    def keep(self, mask: NDArray[np.bool_]) -> Rows:
+        """Some of them."""
+        rows = np.flatnonzero(mask)
+        lines = gather(self.lines.data, self.lines.offsets[rows], np.diff(self.lines.offsets)[rows])
+        metadata = gather(self.metadata.data, self.metadata.offsets[rows], np.diff(self.metadata.offsets)[rows])
+        return Rows(self.refs[rows], self.ts_ns[rows], lines, metadata, self.levels[rows])
+
 
 def write_part(store: BlockStore, key: str, rows: Rows, registry: SeriesRegistry) -> BlockMeta:
     """Write a part, read it back and verify it.
@@ -203,6 +210,11 @@ _heads = _Heads()
 _serials = itertools.count()
 
 
+def position_of(key: str) -> int:
+    """Log position of the newest row of a part: ``.../block-<position>[-<generation>...]``."""
+    return int(key.rpartition("/")[2].split("-")[1])
+
+
 class Part:
     """A part opened for reading.
 
@@ -217,6 +229,7 @@ class Part:
 
     def __init__(self, store: BlockStore, meta: BlockMeta, registry: SeriesRegistry) -> None:
         self.meta = meta
+        self.position = position_of(meta.key)
         self._serial = next(_serials)
         self._container = Container(store.open(meta.key), meta.key)
         if self._container.crc != meta.crc:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,11 @@ from tsdb.labels import Labels
 from tsdb.limits import SeriesLimits
 from tsdb.logs.batch import LogBatch, decode_rows, encode_batch
 from tsdb.logs.buffer import BATCH_BYTES_MAX, BATCH_ROWS_MAX, LINE_BYTES_FULL, ROWS_FULL, Buffer
-from tsdb.logs.frame import ROWS_MAX, IndexStats, LogFrame, gather
+from tsdb.logs.deletions import DELETIONS_MAX, Deletion, Eraser, decode_deletion, encode_cancel, encode_deletion
+from tsdb.logs.frame import Alike, IndexStats, LogFrame, RunCounts, gather
 from tsdb.logs.part import Part, Rows, write_part
 from tsdb.logs.rows import join_texts
+from tsdb.logs.select import Selection, View, part_without
 from tsdb.manifest import ManifestStore
 from tsdb.matchers import Matcher, MatchOp
 from tsdb.wal.framing import Record
@@ -44,7 +47,8 @@ SEALED_MAX = 2
 
 WAIT_S = 5.0
 COMPACT_PARTS_MIN = 4
-MIN_MS = -(1 << 63)
+MIN_MS = MIN_NS = -(1 << 63)
+MAX_NS = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class LogLimits:
     streams_max: int = 500_000  # about 300 MB of labels and postings; fields belong into the line, not into labels
     idle_flush_s: float = 1800.0  # a buffer older than this becomes a part, so that it does not hold the log
     retention_ms: int = 15 * 24 * 3_600_000  # behind the tenant's newest entry; 0 = for ever
+    cancel_s: float = 24 * 3600.0  # a deletion may be taken back for so long, then its rows leave the disk; as Loki's
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,31 @@ class _AppendOperation:
         return self._store.apply(self._batch, position)
 
 
+class _DeleteOperation:
+    """A request to delete rows, or its withdrawal, on its way through the log."""
+
+    __slots__ = ("_apply", "_body", "_created_ms", "_name")
+
+    def __init__(self, name: str, body: bytes, created_ms: int, apply: Callable[[int], None]) -> None:
+        self._name = name
+        self._body = body
+        self._created_ms = created_ms
+        self._apply = apply
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the record."""
+        return len(self._body)
+
+    def records(self, segment: int) -> list[Record]:  # noqa: ARG002
+        """The record."""
+        return [Record(Kind.LOG_DELETE, self._name, LOG_SHARD, self._body, self._created_ms)]
+
+    def apply(self, position: int) -> None:
+        """In force."""
+        self._apply(position)
+
+
 class _Step:
     """Something that has to run between two writes."""
 
@@ -127,13 +157,6 @@ class _Step:
     def apply(self, position: int) -> None:  # noqa: ARG002
         """Run it."""
         self._step()
-
-
-class View(NamedTuple):
-    """Where the rows are at one moment."""
-
-    buffers: tuple[Buffer, ...]
-    parts: tuple[Part, ...]
 
 
 class _Replaying:
@@ -175,7 +198,8 @@ class LogStore:
         self.damage: list[str] = list(self._manifests.damage)
         # Buffers and parts that hold each row once: replaced as a whole, so that a reader needs no lock. The newest
         # buffer is the last and the only one written.
-        self._view = View((Buffer(),), tuple(self._open_parts()))
+        self._view = View((Buffer(after=self.manifest.next_position - 1),), tuple(self._open_parts()))
+        self._deletions = tuple(Deletion.of_json(fields) for fields in self.manifest.deletions)
         self._changed = threading.Condition()
         self._maintaining = threading.Lock()
         self._logged: NDArray[np.int64] = np.zeros(1024, np.int64)  # segment + 1 in which a stream was defined last
@@ -264,7 +288,100 @@ class LogStore:
         self.repeated += len(batch) - added
         return added
 
+    # -- deleting
+
+    def deletions(self) -> tuple[Deletion, ...]:
+        """All requests that are kept, in the order they came."""
+        return self._deletions
+
+    def delete(self, deletion: Deletion) -> Future[None]:
+        """Delete rows: when the future resolves the request is on disk and reads leave the rows out.
+
+        Raises
+        ------
+        LimitError        too many requests are waiting to be carried out
+        DiskFullError, OverloadedError, LogFailedError        nothing was kept
+        """
+        if sum(not known.processed for known in self._deletions) >= DELETIONS_MAX:
+            raise LimitError(Reason.DELETE_LIMIT, f"{DELETIONS_MAX:,} delete requests wait to be carried out")
+        self._disk.check()
+        body = encode_deletion(deletion)
+        apply = partial(self._begin_deletion, deletion)
+        return self._log.submit(_DeleteOperation(self.name, body, deletion.created_ms, apply))
+
+    def cancel(self, request_id: str, now_ms: int) -> Future[None]:
+        """Take a request back that was not carried out; the future is as that of :meth:`delete`."""
+        apply = partial(self._end_deletion, request_id)
+        return self._log.submit(_DeleteOperation(self.name, encode_cancel(request_id), now_ms, apply))
+
+    def _begin_deletion(self, deletion: Deletion, position: int) -> None:
+        """A request is in force: rows from here on are none of its business (committer thread, or the replay)."""
+        newest = self._view.buffers[-1]
+        if newest.count:
+            # No look at the hashes of the rows before: what was deleted may be pushed again.
+            with self._changed:
+                self._view = View((*self._view.buffers, Buffer(after=position)), self._view.parts)
+            self._on_full()
+        else:
+            newest.after = position
+        with self._changed:
+            if all(known.request_id != deletion.request_id for known in self._deletions):
+                history = self._deletions
+                while len(history) >= 2 * DELETIONS_MAX:  # the oldest that is done goes
+                    oldest = next(known for known in history if known.processed)
+                    history = tuple(known for known in history if known is not oldest)
+                self._deletions = (*history, replace(deletion, position=position))
+
+    def _end_deletion(self, request_id: str, position: int) -> None:  # noqa: ARG002
+        with self._changed:
+            self._deletions = tuple(
+                known for known in self._deletions if known.request_id != request_id or known.processed
+            )
+
+    def _carry_out_deletions(self) -> None:
+        """Write parts anew without the rows of requests that can no longer be taken back."""
+        latest_ms = time.time() * 1000 - 1000 * self.limits.cancel_s
+        due = [known for known in self._deletions if not known.processed and known.created_ms <= latest_ms]
+        if not due:
+            return
+        parts: list[Part] = []
+        gone: list[Part] = []
+        for part in self._view.parts:
+            wanted = np.ones(len(self.registry), np.uint8)
+            try:
+                rest = part_without(part, Eraser(due, self.registry, wanted, MIN_NS, MAX_NS), self.registry)
+            except CorruptionError as error:  # reads go on leaving out what they can read of it
+                self.damage.append(f"rows cannot be deleted from log part {part.meta.key}: {error}")
+                return
+            if rest is None:
+                parts.append(part)
+                continue
+            gone.append(part)
+            if len(rest.refs):
+                key = f"{part.meta.key}-{self.manifest.generation}"
+                parts.append(Part(self._store, write_part(self._store, key, rest, self.registry), self.registry))
+        done = {known.request_id for known in due}
+        with self._changed:
+            self._deletions = tuple(
+                replace(known, processed=True) if known.request_id in done else known for known in self._deletions
+            )
+        self._commit(tuple(parts))
+        for part in gone:
+            self._store.delete(part.meta.key)
+
     # -- replay
+
+    def replay_deletion(self, body: bytes, position: int) -> None:
+        """Take over a LOG_DELETE record that no manifest knows yet."""
+        if position < self.manifest.next_position:
+            return
+        request = decode_deletion(body)
+        if isinstance(request, str):
+            self._end_deletion(request, position)
+            return
+        self._begin_deletion(request, position)
+        if len(self._view.buffers) > 1:
+            self._flush_oldest()
 
     def replay_streams(self, body: bytes, segment: int) -> None:
         """Take over a STREAM record."""
@@ -303,6 +420,9 @@ class LogStore:
             newest = self._view.buffers[-1]
             if newest.count and time.monotonic() - newest.born > self.limits.idle_flush_s:
                 self._flush_all()
+            elif not newest.count and newest.after >= self.manifest.next_position:  # a request behind all rows
+                self._commit(self._view.parts, next_position=newest.after + 1)
+            self._carry_out_deletions()
             self._compact()
             self._enforce_retention()
 
@@ -327,7 +447,7 @@ class LogStore:
         """Begin a new buffer; between two appends."""
         buffer = self._view.buffers[-1]
         if buffer.count:
-            newest = Buffer(buffer.hash_set())
+            newest = Buffer(buffer.hash_set(), buffer.position)
             with self._changed:
                 self._view = View((*self._view.buffers, newest), self._view.parts)
 
@@ -337,7 +457,7 @@ class LogStore:
         rows = Rows(buffer.refs(), buffer.ts_ns(), buffer.lines(), buffer.metadata(), buffer.levels())
         meta = write_part(self._store, f"{self._prefix}/block-{buffer.position:020d}", rows, self.registry)
         part = Part(self._store, meta, self.registry)
-        self._commit((*self._view.parts, part), next_position=buffer.position + 1, flushed=1)
+        self._commit((*self._view.parts, part), next_position=self._view.buffers[1].after + 1, flushed=1)
         self.flushes += 1
 
     def _commit(self, parts: tuple[Part, ...], *, next_position: int = 0, flushed: int = 0) -> None:
@@ -350,6 +470,7 @@ class LogStore:
                 generation=self.manifest.generation + 1,
                 blocks=(*(part.meta for part in parts), *unreadable),
                 next_position=max(self.manifest.next_position, next_position),
+                deletions=tuple(known.to_json() for known in self._deletions),
             )
         )
         with self._changed:
@@ -357,13 +478,18 @@ class LogStore:
             self._changed.notify_all()
 
     def _compact(self) -> None:
-        """Join neighbouring small parts, newest positions last."""
+        """Join neighbouring small parts, newest positions last.
+
+        Parts on two sides of a request to delete stay apart until it is carried out.
+        """
+        borders = [known.position for known in self._deletions if not known.processed]
         run: list[Part] = []
         for part in [*self._view.parts, None]:
             total = sum(p.meta.samples for p in run)
             size = sum(int(p.runs.bytes.sum()) for p in run)
             if (
                 part is not None
+                and not any(run and run[-1].position < border <= part.position for border in borders)
                 and total + part.meta.samples <= ROWS_FULL
                 and size + int(part.runs.bytes.sum()) <= LINE_BYTES_FULL
             ):
@@ -407,11 +533,9 @@ class LogStore:
 
     # -- reading
 
-    def _wanted(self, matchers: Sequence[Matcher]) -> NDArray[np.uint8]:
-        """(streams,) uint8 by stream number."""
-        wanted = np.zeros(len(self.registry), np.uint8)
-        wanted[self.registry.find(matchers)] = 1
-        return wanted
+    def _selection(self, matchers: Sequence[Matcher], start_ns: int, end_ns: int) -> Selection:
+        deletions = self._deletions  # before the view: what is newer than a request must not be held against it
+        return Selection(self._view, self.registry, deletions, matchers, start_ns, end_ns)
 
     def select(
         self,
@@ -429,111 +553,25 @@ class LogStore:
         ------
         CorruptionError        a damaged group; what was yielded before is good
         """
-        buffers, parts = self._view
-        wanted = self._wanted(matchers)
-        queue: list[tuple[int, int, int, Part | Buffer, object, bool]] = []
-        for number, part in enumerate(parts):
-            runs = part.runs_of(wanted, start_ns, end_ns)
-            if not len(runs):
-                continue
-            groups, first, count = np.unique(part.runs.group[runs], return_index=True, return_counts=True)
-            lows = np.minimum.reduceat(part.runs.min_ns[runs], first)
-            highs = np.maximum.reduceat(part.runs.max_ns[runs], first)
-            whole = (count == part.run_counts[groups]) & (lows >= start_ns) & (highs < end_ns)
-            if needles:
-                maybe = part.may_hold(needles, groups)
-                groups, lows, highs, whole = groups[maybe], lows[maybe], highs[maybe], whole[maybe]
-            for low, high, group, every in zip(*(a.tolist() for a in (lows, highs, groups, whole)), strict=True):
-                queue.append((low, high, number, part, group, every))
-        for number, buffer in enumerate(buffers):
-            rows = buffer.find(wanted, start_ns, end_ns)
-            if not len(rows):
-                continue
-            order = np.argsort(buffer.ts_ns()[rows], kind="stable")
-            rows = rows[order]
-            for first_row in range(0, len(rows), ROWS_MAX):
-                chunk = rows[first_row : first_row + ROWS_MAX]
-                ts = buffer.ts_ns()[chunk[[0, -1]]].tolist()
-                queue.append((ts[0], ts[1], len(parts) + number, buffer, chunk, False))
-        if backward:
-            queue.sort(key=lambda item: (-item[1], -item[2]))
-        else:
-            queue.sort(key=lambda item: (item[0], item[2]))
-        for k, (_, _, _, holder, what, whole_group) in enumerate(queue):
-            following = queue[k + 1] if k + 1 < len(queue) else None
-            if following is None:
-                frontier = start_ns - 1 if backward else end_ns
-            else:
-                frontier = following[1] if backward else following[0]
-            if isinstance(holder, Buffer):
-                assert isinstance(what, np.ndarray)
-                frame = self._frame_of_buffer(holder, what, frontier)
-            else:
-                assert isinstance(what, int)
-                frame = self._frame_of_group(
-                    holder, what, wanted, start_ns, end_ns, frontier, whole=whole_group, ordered=ordered
-                )
-            if len(frame):
-                yield frame
+        selection = self._selection(matchers, start_ns, end_ns)
+        return selection.frames(needles=needles, backward=backward, ordered=ordered)
 
-    def _frame_of_buffer(self, buffer: Buffer, rows: NDArray[np.int64], frontier_ns: int) -> LogFrame:
-        used, stream_row = np.unique(buffer.refs()[rows], return_inverse=True)
-        labels = self.registry.label_table(used)
-        return LogFrame(
-            used, labels, stream_row.astype(np.int32), buffer.ts_ns()[rows], buffer.source(), rows, frontier_ns
-        )
+    def condensed(
+        self, matchers: Sequence[Matcher], start_ns: int, end_ns: int, alike: Alike
+    ) -> tuple[RunCounts, Iterator[LogFrame]]:
+        """Runs that need not be read, and frames of the other entries: see ``LogReader.condensed``.
 
-    def _frame_of_group(
-        self,
-        part: Part,
-        number: int,
-        wanted: NDArray[np.uint8],
-        start_ns: int,
-        end_ns: int,
-        frontier_ns: int,
-        *,
-        whole: bool,
-        ordered: bool,
-    ) -> LogFrame:
-        """Wanted rows of a group; ``whole`` = all of them are wanted and in the range."""
-        group = part.open(number)
-        runs = part.runs_in(number)
-        refs, ts_ns, rows = part.runs.ref[runs], group.ts_ns, group.every_row
-        stream_row = np.repeat(np.arange(len(refs), dtype=np.int32), part.runs.rows[runs])
-        if not whole:
-            known = refs < len(wanted)
-            hit = known & (wanted[np.where(known, refs, 0)] != 0)
-            rows = np.flatnonzero(hit[stream_row] & (ts_ns >= start_ns) & (ts_ns < end_ns))
-            ts_ns, stream_row = ts_ns[rows], stream_row[rows]
-            used = np.bincount(stream_row, minlength=len(refs)) > 0
-            stream_row = (np.cumsum(used, dtype=np.int32) - np.int32(1))[stream_row]
-            refs = refs[used]
-        if ordered:
-            order = np.argsort(ts_ns, kind="stable")
-            rows, ts_ns, stream_row = rows[order], ts_ns[order], stream_row[order]
-        numbers = refs.astype(np.uint32)
-        return LogFrame(numbers, self.registry.label_table(numbers), stream_row, ts_ns, group, rows, frontier_ns)
+        Raises
+        ------
+        CorruptionError        as :meth:`select`
+        """
+        return self._selection(matchers, start_ns, end_ns).condensed(alike)
 
     def _counts(
         self, matchers: Sequence[Matcher], start_ns: int, end_ns: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         """(entries, raw bytes) by stream number, and groups of rows, from the index only."""
-        buffers, parts = self._view
-        wanted = self._wanted(matchers)
-        entries, size = np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.int64)
-        chunks = 0
-        for part in parts:
-            hit = part.runs_of(wanted, start_ns, end_ns)
-            np.add.at(entries, part.runs.ref[hit], part.runs.rows[hit])
-            np.add.at(size, part.runs.ref[hit], part.runs.bytes[hit])
-            chunks += len(np.unique(part.runs.group[hit]))
-        for buffer in buffers:
-            rows = buffer.find(wanted, start_ns, end_ns)
-            refs = buffer.refs()[rows]
-            entries += np.bincount(refs, minlength=len(wanted))
-            size += np.bincount(refs, buffer.line_sizes()[rows], minlength=len(wanted)).astype(np.int64)
-            chunks += len(rows) > 0
-        return entries, size, chunks
+        return self._selection(matchers, start_ns, end_ns).counts()
 
     def _refs_in_range(self, selectors: Sequence[Sequence[Matcher]], start_ns: int, end_ns: int) -> NDArray[np.uint32]:
         hit = np.zeros(len(self.registry), np.bool_)

@@ -35,6 +35,7 @@ class Kind(IntEnum):
     NOTE = 7  # reserved, as the next: readers report them as unknown
     NATIVE_HISTOGRAM = 8
     REPLICAS = 9
+    LOG_DELETE = 10
 
 
 def _bad(what: str) -> CorruptionError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import assert_never
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from query.engine import aggregate, binary, functions
 from query.engine.context import QueryContext, Steps
-from query.engine.grid import Grid, RangeVector, Scalar, empty_table
+from query.engine.grid import Grid, RangeVector, Scalar, columns, empty_table
 from query.engine.labels import label_replace
 from query.engine.window import WindowCall, evaluate_call
 from query.kernels.log_windows import add_to_windows
@@ -41,7 +42,7 @@ from query.logql.units import NS
 from query.promql import ast as promql
 from query.promql.ast import VectorSelector
 from query.storage import FrameSelection
-from tsdb.logs.frame import LogReader
+from tsdb.logs.frame import LogFrame, LogReader
 
 Value = Grid | Scalar
 
@@ -155,13 +156,26 @@ class MetricEvaluator:
         first = self._steps.first_ms - log_range.offset_ns - log_range.range_ns + 1
         return first, self._steps.last_ms - log_range.offset_ns + 1
 
+    def _is_of_streams(self, log_range: LogRange, grouping: Grouping) -> bool:
+        """Whether a grouping is by labels that all streams of a selector have: then metadata cannot change it."""
+        if grouping.without:
+            return False
+        if not grouping.names:
+            return True
+        labels = self._reader.streams([log_range.query.matchers], *self._bounds(log_range))
+        return set(grouping.names) <= set(labels.names) and bool(columns(labels, list(grouping.names)).all())
+
     def _batches(
-        self, log_range: LogRange, wanted: frozenset[str] | None, work: Callable[[Batch], None]
+        self,
+        log_range: LogRange,
+        wanted: frozenset[str] | None,
+        work: Callable[[Batch], None],
+        frames: Iterator[LogFrame] | None = None,
     ) -> Iterator[Batch]:
-        """Batches of all windows that have lines left after ``work``."""
+        """Batches of all windows (or of some frames) that have lines left after ``work``."""
         query = log_range.query
         start_ns, end_ns = self._bounds(log_range)
-        for frame in self._reader.select(
+        for frame in frames or self._reader.select(
             query.matchers, start_ns, end_ns, needles=needles_of(query.stages), backward=False, ordered=False
         ):
             self._ctx.check_time()
@@ -183,18 +197,34 @@ class MetricEvaluator:
         sums = np.zeros((1, steps.count + 1)) if weigh else counts
         windows = (steps.first_ms - log_range.offset_ns, steps.step_ms, log_range.range_ns)
 
-        def add(ts_ns: NDArray[np.int64], series: NDArray[np.int32], weights: NDArray[np.float64]) -> None:
+        def grow() -> None:
             nonlocal counts, sums
             if len(numbers) > len(counts):
                 rows = max(len(numbers), 2 * len(counts))
                 ctx.reserve(rows - len(counts), 2 * (steps.count + 1))
                 counts = _grown(counts, rows)
                 sums = _grown(sums, rows) if weigh else counts
-            add_to_windows(ts_ns, series, weights, *windows, counts, sums)
 
-        for batch in self._batches(log_range, wanted, lambda batch: run_stages(batch, query.stages, self._now_ns)):
+        frames: Iterator[LogFrame] | None = None
+        if grouping is not None and not query.stages and self._is_of_streams(log_range, grouping):
+            # Only the lines of each stream are counted: the index knows them, but where a window cuts a run.
+            runs, frames = self._reader.condensed(
+                query.matchers, *self._bounds(log_range), partial(_alike, windows, steps.count)
+            )
+            names = sorted(set(grouping.names))
+            series = numbers.number_streams(runs.refs, runs.labels, runs.stream_row, names)
+            grow()
+            weights = (runs.bytes if weigh else runs.entries).astype(np.float64)
+            add_to_windows(runs.ts_ns, series, weights, *windows, counts if weigh else np.zeros_like(counts), sums)
+            self._scanned.lines += int(runs.entries.sum())
+            self._scanned.lines_kept += int(runs.entries.sum())
+        for batch in self._batches(
+            log_range, wanted, lambda batch: run_stages(batch, query.stages, self._now_ns), frames
+        ):
             series = numbers.number(batch)
-            add(batch.frame.ts_ns, series, batch.line_sizes().astype(np.float64) if weigh else _NO_WEIGHTS)
+            grow()
+            weights = batch.line_sizes().astype(np.float64) if weigh else _NO_WEIGHTS
+            add_to_windows(batch.frame.ts_ns, series, weights, *windows, counts, sums)
         n = len(numbers)
         if not n:
             return _no_series(ctx, steps.count)
@@ -253,6 +283,17 @@ class MetricEvaluator:
             samples.add(numbers.number(batch), batch.frame.ts_ns, batch.samples)
             ctx.stats.samples += len(batch)
             ctx.hold(len(batch))
+
+
+def _alike(
+    windows: tuple[int, int, int], steps: int, first_ns: NDArray[np.int64], last_ns: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether lines of two times, and so all in between, lie in the same windows."""
+    end, step, width = windows
+    same = np.ones(len(first_ns), np.bool_)
+    for border in (end, end - width):  # windows that end, and that begin, at or behind a line
+        same &= np.clip(-((border - first_ns) // step), 0, steps) == np.clip(-((border - last_ns) // step), 0, steps)
+    return same
 
 
 def unwrap_values(batch: Batch, unwrap: Unwrap) -> None:

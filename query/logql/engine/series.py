@@ -52,7 +52,8 @@ class SeriesNumbers:
         """
         names = self.names(batch)
         if self._grouping is not None and not self._grouping.without and batch.is_of_streams((*names, ERROR)):
-            return self._number_streams(batch, names)
+            frame = batch.frame
+            return self.number_streams(frame.refs, frame.labels, frame.stream_row, names)
         columns = [batch.get(name) for name in names]
         errors = batch.errors()
         if errors is not None:
@@ -75,11 +76,16 @@ class SeriesNumbers:
             numbers[at] = self._of(key)
         return numbers[group]
 
-    def _number_streams(self, batch: Batch, names: Sequence[str]) -> NDArray[np.int32]:
-        """By stream: numbered once in a query, whatever the number of batches."""
-        frame = batch.frame
-        refs = frame.refs
-        highest = int(refs.max())
+    def number_streams(
+        self, refs: NDArray[np.uint32], labels: LabelTable, stream_row: NDArray[np.int32], names: Sequence[str]
+    ) -> NDArray[np.int32]:
+        """(n,) int32: the series of entries by some labels of their streams, numbered once in a query.
+
+        Parameters
+        ----------
+        refs, labels, stream_row : as of a :class:`tsdb.logs.frame.LogFrame`
+        """
+        highest = int(refs.max(initial=0))
         if highest >= len(self._of_ref):
             grown = np.full(max(highest + 1, 2 * len(self._of_ref)), -1, np.int32)
             grown[: len(self._of_ref)] = self._of_ref
@@ -87,12 +93,12 @@ class SeriesNumbers:
         numbers = self._of_ref[refs]
         if (numbers < 0).any():
             seen = np.zeros(len(refs), np.bool_)
-            seen[frame.stream_row] = True  # only streams that have a line make a series
+            seen[stream_row] = True  # only streams that have a line make a series
             for row in np.flatnonzero(seen & (numbers < 0)).tolist():
-                labels = frame.labels.labels(row)
-                numbers[row] = self._of(tuple((name, labels[name]) for name in names if name in labels))
+                own = labels.labels(row)
+                numbers[row] = self._of(tuple((name, own[name]) for name in names if name in own))
             self._of_ref[refs] = numbers
-        return numbers[frame.stream_row]
+        return numbers[stream_row]
 
     def _number_one(self, name: str, codes: NDArray[np.int32], texts: Sequence[str]) -> NDArray[np.int32]:
         numbers = np.array([self._numbers.get(((name, text),), -1) for text in texts] + [-1], np.int32)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tests.query.memory_storage import MemorySymbols
 from tsdb.frame import LabelTable
-from tsdb.logs.frame import Column, FieldKind, Format, IndexStats, LogFrame, Texts, contains
+from tsdb.logs.frame import Alike, Column, FieldKind, Format, IndexStats, LogFrame, RunCounts, Texts, contains
 from tsdb.matchers import Matcher
 
 Entry = tuple[int, str | bytes] | tuple[int, str | bytes, dict[str, str]]
@@ -126,6 +126,24 @@ class MemoryLogs:
                 np.arange(len(piece), dtype=np.int64),
                 frontier,
             )
+
+    def condensed(
+        self, matchers: Sequence[Matcher], start_ns: int, end_ns: int, alike: Alike
+    ) -> tuple[RunCounts, Iterator[LogFrame]]:
+        """Every other entry is a run, the others come in frames; a run is one entry, so all of its times are alike."""
+        frames = list(self.select(matchers, start_ns, end_ns, backward=False))
+        some = frames[::2]
+        if not some:
+            nothing = np.zeros(0, np.int64)
+            table = self.streams([matchers], start_ns, end_ns)
+            return RunCounts(np.zeros(0, np.uint32), table, np.zeros(0, np.int32), *[nothing] * 3), iter(())
+        ts_ns = np.concatenate([frame.ts_ns for frame in some])
+        assert alike(ts_ns, ts_ns).all()
+        sizes = np.concatenate([np.diff(frame.lines().offsets) for frame in some])
+        rows = np.concatenate([frame.stream_row for frame in some])
+        return RunCounts(some[0].refs, some[0].labels, rows, ts_ns, np.ones(len(ts_ns), np.int64), sizes), iter(
+            frames[1::2]
+        )
 
     def _alive(self, selectors: Sequence[Sequence[Matcher]], start_ns: int, end_ns: int) -> list[int]:
         found = sorted({number for selector in selectors or [[]] for number in self._matching(selector)})
