@@ -20,8 +20,8 @@ from pydantic import (
 
 from ingest.durations import format_duration, parse_duration_ms
 
-_UNIT_BYTES = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_SIZE = re.compile(r"(\d+)\s*([KMGT]iB|B|)")
+_UNIT_BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"(\d+)\s*(?:([KMGT])i?B|B|)")  # MB is MiB, as in Prometheus
 
 
 HIDDEN = "<secret>"
@@ -57,7 +57,7 @@ def parse_size(value: object) -> object:
     found = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if found is None:
         raise ValueError("is no size; write for example 64MiB, 1GiB or a number of bytes")
-    return int(found[1]) * _UNIT_BYTES[found[2]]
+    return int(found[1]) * _UNIT_BYTES[found[2] or ""]
 
 
 def _text(value: object) -> object:

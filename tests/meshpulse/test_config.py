@@ -50,9 +50,27 @@ def test_bad_durations_name_the_key(text: str) -> None:
         parse_config(f"query:\n  timeout: {text}\n")
 
 
-@pytest.mark.parametrize(("text", "size"), [("64MiB", 64 << 20), ("1GiB", 1 << 30), ("17", 17), ("2 KiB", 2048)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("64MiB", 64 << 20), ("1GiB", 1 << 30), ("17", 17), ("2 KiB", 2048), ("3MB", 3 << 20), ("5B", 5)]
+)
 def test_sizes(text: str, size: int) -> None:
     assert parse_config(f"wal: {{segment_bytes: {text}}}").wal.segment_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("scrape_protocols: [PrometheusProto]", r"scrape_protocols\.0: .*OpenMetricsText1\.0\.0"),
+        ("scrape_protocols: []", r"scrape_protocols: "),
+        ("scrape_protocols: [PrometheusText0.0.4, PrometheusText0.0.4]", r"scrape_protocols: names a format twice"),
+        ("fallback_scrape_protocol: text", r"fallback_scrape_protocol: "),
+        ("label_limit: -1", r"label_limit: "),
+        ("body_size_limit: 5XB", r"body_size_limit: is no size"),
+    ],
+)
+def test_bad_keys_of_pages(text: str, error: str) -> None:
+    with pytest.raises(ConfigError, match=rf"line 3: scrape_configs\.0\.{error}"):
+        parse_config(f"scrape_configs:\n  - job_name: a\n    {text}\n")
 
 
 def test_off_is_a_word() -> None:

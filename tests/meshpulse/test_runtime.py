@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ingest.negotiation import ScrapeProtocol
 from meshpulse.config import parse_config
 from meshpulse.runtime import query_limits, store_config, write_limits
 from meshpulse.scraping import scrape_jobs
@@ -72,3 +73,35 @@ scrape_configs:
     assert plain.body_size_limit == 99
     assert (own.scrape_interval, own.scrape_timeout, own.scheme, own.metrics_path) == (30.0, 9.0, "https", "/m")
     assert (own.params, own.honor_labels, own.honor_timestamps, own.sample_limit) == ({"a": ["b"]}, True, False, 5)
+
+
+def test_scrape_jobs_hand_on_what_is_said_about_pages() -> None:
+    config = parse_config(
+        """
+storage: {future_max: 1m}
+scrape_configs:
+  - job_name: a
+    scrape_protocols: [PrometheusText0.0.4, OpenMetricsText1.0.0]
+    fallback_scrape_protocol: PrometheusText1.0.0
+    enable_compression: false
+    track_timestamps_staleness: true
+    extra_scrape_metrics: true
+    label_limit: 1
+    label_name_length_limit: 2
+    label_value_length_limit: 3
+    body_size_limit: 4KB
+    metric_relabel_configs: [{action: drop, source_labels: [__name__], regex: b}]
+"""
+    )
+    (job,) = scrape_jobs(config)
+    assert job.scrape_protocols == (ScrapeProtocol.TEXT_0_0_4, ScrapeProtocol.OPENMETRICS_1_0_0)
+    assert (job.fallback_scrape_protocol, job.enable_compression) == (ScrapeProtocol.TEXT_1_0_0, False)
+    assert job.body_size_limit == 4096
+    options = job.page_options()
+    assert (options.label_limit, options.label_name_length_limit, options.label_value_length_limit) == (1, 2, 3)
+    assert (options.track_timestamps_staleness, options.extra_scrape_metrics, options.future_max_ms) == (
+        True,
+        True,
+        60_000,
+    )
+    assert options.metric_relabel.apply({"__name__": "b"}) is None
