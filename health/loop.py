@@ -389,6 +389,15 @@ class HealthLoop:
         best = max(fitting, key=lambda p: (len(p.service.replace("*", "").replace("?", "")), p.name), default=None)
         return best or Policy()
 
+    def use_configured(self, policies: Mapping[str, Policy]) -> None:
+        """Take over the policies of a changed configuration; those made through the API still win."""
+        before, self._configured = self._configured, dict(policies) or {"default": Policy()}
+        for name, policy in self._configured.items():
+            if before.get(name) != policy:
+                self._changed_policies("policy_changed", policy, "configuration")
+        for name in before.keys() - self._configured.keys():
+            self._changed_policies("policy_deleted", before[name], "configuration")
+
     def put_policy(self, policy: Policy, by: str) -> bool:
         """Make or replace a policy; whether it is new."""
         new = policy.name not in self.policies

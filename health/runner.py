@@ -68,13 +68,30 @@ class HealthRunner:
         self._sources = sources
         self._topology_interval_ms = topology_interval_ms
         self._tasks: list[asyncio.Task[None]] = []
+        self._reading: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to tick."""
         self.health.board.bind(asyncio.get_running_loop())
         self._tasks = [asyncio.create_task(self._tick_for_ever())]
+        self._read_sources()
+
+    def _read_sources(self) -> None:
         if self._sources:
-            self._tasks.append(asyncio.create_task(self._read_sources_for_ever()))
+            self._reading = asyncio.create_task(self._read_sources_for_ever())
+            self._tasks.append(self._reading)
+
+    async def use_sources(self, sources: list[TopologySource]) -> None:
+        """Read topology from others from now on; what the old ones said holds until the new ones were read."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+            self._tasks.remove(self._reading)
+            self._reading = None
+        self._sources = sources
+        if not sources:
+            await self.call(self.health.use_facts, {})
+        self._read_sources()
 
     async def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run something on the loop's thread, between two ticks."""

@@ -93,6 +93,11 @@ class Guard:
         self._tokens = tuple(tokens)
         self._tally = tally
 
+    def replace(self, tokens: Iterable[Token]) -> bool:
+        """Ask for other tokens from now on; whether they are others."""
+        before, self._tokens = self._tokens, tuple(tokens)
+        return before != self._tokens
+
     def refuse(self, scope: Scope) -> Refusal | None:
         """Why an HTTP or WebSocket request is not served; None = go ahead."""
         path = scope["path"]

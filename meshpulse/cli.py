@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from meshpulse import version
 from meshpulse.health_cli import app as health
 from meshpulse.memory import pause_collection
+
+if TYPE_CHECKING:
+    from meshpulse.auth import Token
+    from meshpulse.config import Config
 
 app = typer.Typer(
     name="meshpulse",
@@ -48,6 +52,10 @@ def serve(
             "--enable-admin-api", "--web.enable-admin-api", help="Serve snapshots and deletion [server.admin_api]."
         ),
     ] = False,
+    enable_lifecycle: Annotated[
+        bool,
+        typer.Option("--enable-lifecycle", "--web.enable-lifecycle", help="Reload, quit by HTTP [server.lifecycle]."),
+    ] = False,
     route_prefix: Annotated[
         str | None, typer.Option("--web.route-prefix", help="Also serve below this path [server.route_prefix].")
     ] = None,
@@ -79,15 +87,20 @@ def serve(
             "listen": listen,
             "insecure": insecure or None,
             "admin_api": enable_admin_api or None,
+            "lifecycle": enable_lifecycle or None,
             "route_prefix": route_prefix,
         },
         "storage": {"path": data_dir, "retention": retention, "retention_bytes": retention_bytes},
         "query": {"lookback_delta": lookback, "timeout": timeout, "max_concurrency": concurrency},
         "log": {"level": log_level, "format": log_format},
     }
-    try:
+
+    def read() -> tuple[Config, list[Token]]:
         settings = load_config(config, overrides)
-        tokens = read_tokens(settings)
+        return settings, read_tokens(settings)
+
+    try:
+        settings, tokens = read()
     except ConfigError as error:
         raise _fail(str(error), 2) from None
     configure_logs(settings.log.level, settings.log.format)
@@ -106,7 +119,7 @@ def serve(
         lock = FolderLock(settings.storage.path)
     except (FolderLockedError, OSError) as error:
         raise _fail(str(error), 1) from None
-    code = serve_until_told(settings, listener, tokens, tls)
+    code = serve_until_told(settings, listener, tokens, tls, read)
     lock.release()
     raise typer.Exit(code)
 

@@ -55,6 +55,7 @@ class ServerConfig(Section):
     drain: Duration = timedelta(seconds=10)
     route_prefix: str = ""
     admin_api: bool = False
+    lifecycle: bool = False
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None
     tls_client_ca_file: Path | None = None

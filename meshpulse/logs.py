@@ -15,7 +15,10 @@ def _utc(_logger: object, _name: str, event: EventDict) -> EventDict:
     return {"timestamp": event.pop("timestamp"), "level": event.pop("level"), "event": event.pop("event"), **event}
 
 
-def configure_logs(level: Literal["debug", "info", "warning", "error"], style: Literal["text", "json"]) -> None:
+Level = Literal["debug", "info", "warning", "error"]
+
+
+def configure_logs(level: Level, style: Literal["text", "json"]) -> None:
     """Send the records of structlog and of :mod:`logging` (uvicorn, aiohttp) to standard error in one style."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -31,10 +34,9 @@ def configure_logs(level: Literal["debug", "info", "warning", "error"], style: L
         render = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback, sort_keys=False
         )
-    number = getattr(logging, level.upper())
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),  # the level may change under way
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
@@ -45,5 +47,12 @@ def configure_logs(level: Literal["debug", "info", "warning", "error"], style: L
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
         )
     )
-    logging.basicConfig(level=number, handlers=[handler], force=True)
+    logging.basicConfig(handlers=[handler], force=True)
+    set_level(level)
+
+
+def set_level(level: Level) -> None:
+    """Say less or more from now on."""
+    number = getattr(logging, level.upper())
+    logging.getLogger().setLevel(number)
     logging.getLogger("uvicorn").setLevel(max(number, logging.WARNING))  # our own events say the same better

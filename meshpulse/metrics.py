@@ -56,6 +56,10 @@ class _Ours(Collector):
         yield InfoMetricFamily("meshpulse_build", "Version of the program", value={"version": version()})
         yield _gauge("ready", "1 when requests are answered", float(progress.ready))
         yield _gauge("warm_seconds", "Wall seconds to compile or load the kernels", progress.warm_seconds or 0.0)
+        live = runtime.live
+        yield _gauge("config_last_reload_successful", "1 if the last reload was", float(live.successful))
+        text = "When the configuration was read the last time with success"
+        yield _gauge("config_last_reload_success_timestamp_seconds", text, live.loaded.timestamp())
         yield _gauge("replay_seconds", "Wall seconds to open the store", progress.replay_seconds or 0.0)
 
         rejected = CounterMetricFamily(

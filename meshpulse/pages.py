@@ -15,11 +15,14 @@ from starlette.exceptions import HTTPException
 
 from health import openapi as health_openapi
 from meshpulse import version
+from meshpulse.config import ConfigError
 from meshpulse.health_page import PAGE as HEALTH_PAGE
 from meshpulse.metrics import create_registry
 from meshpulse.runtime import Runtime
 
 _GET = ["GET", "HEAD"]
+_CHANGE = ["POST", "PUT"]
+_LIFECYCLE_OFF = PlainTextResponse("Lifecycle API is not enabled.", 403)
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:
@@ -79,13 +82,30 @@ def create_pages(runtime: Runtime) -> FastAPI:
         """The same for those who know Loki."""
         return PlainTextResponse("ready\n") if progress.ready else PlainTextResponse(f"{progress.describe()}\n", 503)
 
-    @app.api_route("/-/reload", methods=["GET", "POST", "PUT"], response_class=PlainTextResponse)
-    @app.api_route("/-/quit", methods=["GET", "POST", "PUT"], response_class=PlainTextResponse)
-    async def lifecycle(request: Request) -> PlainTextResponse:
-        """Always refused: signals do this."""
-        if request.method == "GET":
-            return PlainTextResponse("Only POST or PUT requests allowed", 405, headers={"Allow": "POST, PUT"})
-        return PlainTextResponse("Lifecycle API is not enabled.", 403)
+    @app.api_route("/-/reload", methods=["GET"], response_class=PlainTextResponse)
+    @app.api_route("/-/quit", methods=["GET"], response_class=PlainTextResponse)
+    async def not_by_get() -> PlainTextResponse:
+        """What changes something is not asked for by a link."""
+        return PlainTextResponse("Only POST or PUT requests allowed", 405, headers={"Allow": "POST, PUT"})
+
+    @app.api_route("/-/reload", methods=_CHANGE, response_class=PlainTextResponse)
+    async def reload() -> PlainTextResponse:
+        """Read the configuration again; says what has changed and what waits for a restart."""
+        if not runtime.config.server.lifecycle or runtime.lifecycle is None:
+            return _LIFECYCLE_OFF
+        try:
+            done = await runtime.lifecycle.reload()
+        except ConfigError as error:
+            return PlainTextResponse(f"failed to reload config: {error}\n", 500)
+        return PlainTextResponse(f"{done}\n")
+
+    @app.api_route("/-/quit", methods=_CHANGE, response_class=PlainTextResponse)
+    async def leave() -> PlainTextResponse:
+        """End as on SIGTERM."""
+        if not runtime.config.server.lifecycle or runtime.lifecycle is None:
+            return _LIFECYCLE_OFF
+        runtime.lifecycle.quit()
+        return PlainTextResponse("Requesting termination... Goodbye!")
 
     @app.get("/metrics")
     def metrics(request: Request) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -29,6 +29,7 @@ from meshpulse.config import Config, milliseconds
 from meshpulse.edge import Edge, EdgeLimits
 from meshpulse.exemplars import ExemplarReader
 from meshpulse.health import HealthParts, build_health
+from meshpulse.live import LiveConfig
 from meshpulse.memory import settle_objects
 from meshpulse.nginx import NginxParts, build_nginx
 from meshpulse.query_log import QueryLog
@@ -174,24 +175,45 @@ class Parts:
     executors: tuple[ThreadPoolExecutor, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Lifecycle:
+    """What the server lets its pages do to the program.
+
+    Attributes
+    ----------
+    reload : read the configuration again; what has come of it, for a person
+    quit : end as on SIGTERM
+    """
+
+    reload: Callable[[], Awaitable[str]]
+    quit: Callable[[], None]
+
+
 class Runtime:
     """Builds the program's parts and ends them.
 
     Attributes
     ----------
-    config, progress, tally : as given, and counts of everything refused
+    live, progress, tally : the configuration in force; as given; counts of everything refused
     edge : what all connections share
     parts : None until :meth:`open` is through
+    lifecycle : set by the server
     """
 
     def __init__(self, config: Config, progress: Progress, clock: Clock | None = None) -> None:
-        self.config = config
+        self.live = LiveConfig(config)
         self.progress = progress
         self.tally = Tally()
         self.edge = Edge(edge_limits(config), self.tally)
         self.parts: Parts | None = None
+        self.lifecycle: Lifecycle | None = None
         self._scraping_begins: asyncio.Future[None] | None = None
         self._clock = clock or SystemClock()
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self.live.config
 
     def open(self) -> None:
         """Compile or load the kernels, open the store, replay its log, build what answers requests.
@@ -265,11 +287,11 @@ class Runtime:
             tenant = db.find(name)
             return tenant.logs if tenant else None
 
-        build_info = {**Status(self.config, db).build_info(), "version": LOKI_VERSION}
+        build_info = {**Status(self.live, db).build_info(), "version": LOKI_VERSION}
         return LokiApi(engine, logs, executor, build_info, clock=self._clock, deleter_for=logs)
 
     def _providers(self, db: TSDB, scraping: Scraping) -> Providers:
-        status = Status(self.config, db)
+        status = Status(self.live, db)
 
         def metadata(tenant: str) -> Mapping[str, Metadata]:
             known = db.find(tenant)

@@ -23,7 +23,8 @@ from meshpulse.direct import Direct, Target
 from meshpulse.memory import limit_arenas
 from meshpulse.pages import create_pages
 from meshpulse.protocol import Protocol, watch
-from meshpulse.runtime import Runtime
+from meshpulse.reload import Read, Reloader
+from meshpulse.runtime import Lifecycle, Runtime
 from meshpulse.startup import Phase, Progress, StoppedError
 from meshpulse.tls import TlsFiles
 from tsdb.errors import MeshpulseError
@@ -163,16 +164,24 @@ def bind(listen: str, *, insecure: bool) -> socket.socket:
     return listener
 
 
-def serve(config: Config, listener: socket.socket, tokens: Sequence[Token] = (), tls: TlsFiles | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code of the process.
+def serve(
+    config: Config,
+    listener: socket.socket,
+    tokens: Sequence[Token] = (),
+    tls: TlsFiles | None = None,
+    read: Read | None = None,
+) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code of the process. SIGHUP reads the configuration again.
 
     The socket already listens, so that readiness can be asked for while a thread compiles kernels and replays the log.
     """
     limit_arenas()
-    return uvloop.run(_serve(config, listener, tokens, tls))
+    return uvloop.run(_serve(config, listener, tokens, tls, read or (lambda: (config, tokens))))
 
 
-async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token], tls: TlsFiles | None) -> int:
+async def _serve(
+    config: Config, listener: socket.socket, tokens: Sequence[Token], tls: TlsFiles | None, read: Read
+) -> int:
     direct = Direct()
     progress = Progress()
     runtime = Runtime(config, progress)
@@ -208,6 +217,15 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number.name)
 
+    reloader = Reloader(read, runtime, guard, open_to_all=not config.server.insecure and _is_open(config, listener))
+    hangups = _Hangups(reloader, progress)
+    loop.add_signal_handler(signal.SIGHUP, hangups.take)
+
+    async def reload() -> str:
+        return (await reloader.reload()).describe()
+
+    runtime.lifecycle = Lifecycle(reload, lambda: stop("quit"))
+
     def on_open() -> None:
         if progress.phase is Phase.FAILED:
             server.should_exit = True
@@ -221,6 +239,7 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
             direct.targets.update({path: target, config.server.route_prefix + path: target})
         runtime.start_loops()
         progress.enter(Phase.READY)
+        hangups.make_up()
         log.info("ready", warm_seconds=_ms(progress.warm_seconds), replay_seconds=_ms(progress.replay_seconds))
 
     def open_runtime() -> None:
@@ -266,6 +285,49 @@ async def _serve(config: Config, listener: socket.socket, tokens: Sequence[Token
     await asyncio.to_thread(runtime.close)
     log.info("ended")
     return 1 if failed else 0
+
+
+class _Hangups:
+    """SIGHUP: reload, or do it once the program is ready."""
+
+    def __init__(self, reloader: Reloader, progress: Progress) -> None:
+        self._reloader = reloader
+        self._progress = progress
+        self._missed = False
+        self._running: set[asyncio.Task[None]] = set()
+
+    def take(self) -> None:
+        """Told by the signal."""
+        if not self._progress.ready:
+            log.info("the configuration is read again when the start is through")
+            self._missed = True
+            return
+        task = asyncio.get_running_loop().create_task(self._reload())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    def make_up(self) -> None:
+        """The program is ready."""
+        if self._missed:
+            self.take()
+
+    async def _reload(self) -> None:
+        with contextlib.suppress(Exception):  # logged where it was caught; the program goes on as it was
+            await self._reloader.reload()
+
+
+def _is_open(config: Config, listener: socket.socket) -> bool:
+    """Whether others than this machine reach one of the ports."""
+    hosts = [str(listener.getsockname()[0])]
+    hosts += [split_listen(text)[0] for text in (config.otlp.grpc_listen, config.health.grpc_listen) if text]
+    return not all(host == "localhost" or _is_loopback(host) for host in hosts)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
 
 
 def _grpc_servers(runtime: Runtime, guard: Guard) -> list[OtlpGrpcServer | HealthGrpcServer]:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from meshpulse import version
-from meshpulse.config import Config
+from meshpulse.live import LiveConfig
 from tsdb.db import TSDB
 from tsdb.index.statistics import cardinality
 
@@ -33,7 +33,7 @@ def _utc(moment: datetime) -> str:
 class Status:
     """What ``/api/v1/status/*`` answers."""
 
-    config: Config
+    live: LiveConfig
     db: TSDB
     begin: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -64,8 +64,8 @@ class Status:
             "CWD": os.getcwd(),
             "hostname": socket.gethostname(),
             "serverTime": _utc(datetime.now(UTC)),
-            "reloadConfigSuccess": True,
-            "lastConfigTime": _utc(self.begin),
+            "reloadConfigSuccess": self.live.successful,
+            "lastConfigTime": _utc(self.live.loaded),
             "corruptionCount": self.db.stats().damage,
             "goroutineCount": threading.active_count(),
             "GOMAXPROCS": os.cpu_count(),
@@ -77,9 +77,11 @@ class Status:
 
     def flags(self) -> Mapping[str, str]:
         """The settings by the names of Prometheus' flags."""
-        config = self.config
+        config = self.live.config
         return {
             "web.listen-address": config.server.listen,
+            "web.enable-lifecycle": str(config.server.lifecycle).lower(),
+            "web.enable-admin-api": str(config.server.admin_api).lower(),
             "storage.tsdb.path": str(config.storage.path),
             "storage.tsdb.retention.time": self._retention(),
             "query.lookback-delta": f"{config.query.lookback_delta.total_seconds():g}s",
@@ -92,7 +94,7 @@ class Status:
 
     def config_page(self) -> Mapping[str, str]:
         """The configuration in force, defaults included."""
-        return {"yaml": yaml.safe_dump(self.config.model_dump(mode="json", by_alias=True), sort_keys=False)}
+        return {"yaml": yaml.safe_dump(self.live.config.model_dump(mode="json", by_alias=True), sort_keys=False)}
 
     def wal_replay(self) -> Mapping[str, int]:
         """Prometheus' replay counters; ours is over when this can be asked."""
@@ -121,7 +123,7 @@ class Status:
         }
 
     def _retention(self) -> str:
-        return f"{self.config.storage.retention.total_seconds() / 86_400:g}d"
+        return f"{self.live.config.storage.retention.total_seconds() / 86_400:g}d"
 
 
 _LISTS = (

@@ -218,6 +218,30 @@ class TSDB:
 
     # -- tenants
 
+    def follow(self, config: StoreConfig) -> list[str]:
+        """Take over what may change while running: retention, which tenants there may be, limits of their series.
+
+        Returns
+        -------
+        Tenants whose new limits need more room than was reserved: they keep the old ones until the next start.
+        """
+        self.config = replace(
+            self.config,
+            retention_ms=config.retention_ms,
+            retention_bytes=config.retention_bytes,
+            tenants=config.tenants,
+            tenants_auto_create=config.tenants_auto_create,
+            tenants_max=config.tenants_max,
+            series=config.series,
+            logs=replace(self.config.logs, retention_ms=config.logs.retention_ms),
+        )
+        small = []
+        for tenant in self.tenants():
+            tenant.logs.limits = self._log_limits(tenant.name)
+            if not tenant.registry.use_limits(self._tenant_config(tenant.name).series or config.series):
+                small.append(tenant.name)
+        return small
+
     def _tenant_config(self, name: str) -> TenantConfig:
         return self.config.tenants.get(name, _AS_ALL)
 

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 
 from meshpulse.config import Config, parse_config
+from meshpulse.live import AT_ONCE
 from meshpulse.scrape_config import HttpClientSection, HttpSdSection
 from tests.house.test_lint import ROOT
 from tsdb.errors import Reason
@@ -65,3 +66,14 @@ def test_every_reason_is_documented() -> None:
     page = (ROOT / "docs/rejections.md").read_text()
     missing = [reason for reason in Reason if f"| `{reason}` |" not in page]
     assert not missing
+
+
+def test_keys_that_change_at_once_are_documented() -> None:
+    page = (ROOT / "docs/operations.md").read_text().partition("## Changing the configuration")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    assert sorted(key for row in rows for key in re.findall(r"`([\w.]+)`", row)) == sorted(AT_ONCE)
+
+
+def test_keys_that_change_at_once_exist() -> None:
+    known = set(keys(Config)) | {"scrape_configs", "auth.tokens"}
+    assert all(any(f"{key}.".startswith(f"{one}.") for key in known) for one in AT_ONCE)

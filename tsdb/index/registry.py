@@ -70,7 +70,7 @@ class SeriesRegistry(SeriesIndex):
         self._limits = limits
         # Series read from blocks or the log are taken beyond the limit: they were accepted once.
         self._series_max = 2 * limits.active_series_max
-        entries_max = min(self._series_max * limits.labels_max, (1 << 32) - 1)
+        self._entries_max = entries_max = min(self._series_max * limits.labels_max, (1 << 32) - 1)
         self.keys = KeyTable(SPELLINGS_PER_SERIES * limits.active_series_max, _KEY_BYTES_MAX)
         self._name_of_symbol = Arena(np.uint32, len(self.symbols.arrays().sym_offsets))
         self._name_symbols = Arena(np.uint32, _NAMES_MAX)
@@ -94,6 +94,15 @@ class SeriesRegistry(SeriesIndex):
     def __len__(self) -> int:
         """Series known."""
         return int(self._counts[kernels.SERIES])
+
+    def use_limits(self, limits: SeriesLimits) -> bool:
+        """Check new series against other limits; False = nothing changes, they need more room than was reserved."""
+        if limits.active_series_max > self._series_max:
+            return False
+        if self._series_max * limits.labels_max > self._entries_max and limits.labels_max > self._limits.labels_max:
+            return False
+        self._limits = limits
+        return True
 
     @property
     def series_hash(self) -> NDArray[np.uint64]:
