@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -73,7 +75,11 @@ class Arm:
 
 
 async def started(
-    stack: contextlib.AsyncExitStack, folder: Path, name: str, mode: str, client: aiohttp.ClientSession
+    stack: contextlib.AsyncExitStack,
+    folder: Path,
+    name: str,
+    policy: Mapping[str, Any],
+    client: aiohttp.ClientSession,
 ) -> Arm:
     """Start one mesh with its traffic; ``stack`` ends it."""
     folder = folder / name
@@ -87,7 +93,7 @@ async def started(
     for i in range(ENVOYS):
         envoys.append(await Envoy.start(folder, f"{name}-{i}", port, OWN_DETECTORS))
         stack.push_async_callback(envoys[-1].child.end)
-    mesh = Mesh(folder, port, envoys, upstreams, {"name": "default", "mode": mode}, SCRAPE)
+    mesh = Mesh(folder, port, envoys, upstreams, policy, SCRAPE)
     child = await start_meshpulse(mesh, client, lambda _: None)
     stack.push_async_callback(child.end)
     await asyncio.gather(*(envoy.wait_ready(client) for envoy in envoys))
@@ -108,24 +114,58 @@ async def waited(done: Callable[[], Awaitable[bool]], limit_s: float) -> float:
     return time.monotonic() - begin
 
 
-async def live(fault_s: float) -> bool:
-    """Run it and print what happened; whether the bars of the issue hold."""
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What happened.
+
+    Attributes
+    ----------
+    ejected_s, recovered_s : from the onset, from the healing; inf = not while it was watched
+    errors_until_ejected, errors, errors_alone : that clients saw; alone = with Envoy's own detectors only
+    own_ejections : by Envoys themselves, with meshpulse and alone
+    """
+
+    ejected_s: float
+    recovered_s: float
+    errors_until_ejected: int
+    errors: int
+    errors_alone: int
+    sent: int
+    own_ejections: tuple[int, int]
+
+    @property
+    def ratio(self) -> float:
+        """How many times fewer errors."""
+        return self.errors_alone / max(1, self.errors)
+
+
+async def compared(
+    fault_s: float, policy: Mapping[str, Any], healthy_s: float, recovery_s: float = _RECOVERY_S
+) -> Result:
+    """Run both meshes.
+
+    Parameters
+    ----------
+    policy : of the first; the second has the same in dry run
+    healthy_s : before the fault, after everybody is healthy
+    recovery_s : how long to watch it recover
+    """
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meshpulse-bench-")))
         client = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)))
-        ours = await started(stack, folder, "ours", "enforce", client)
-        theirs = await started(stack, folder, "alone", "dry_run", client)
+        ours = await started(stack, folder, "ours", {**policy, "mode": "enforce"}, client)
+        theirs = await started(stack, folder, "alone", {**policy, "mode": "dry_run"}, client)
         address = f"127.0.0.1:{ours.sick.port}"
 
         async def everybody_healthy() -> bool:
             found = await ours.states(client)
             return len(found) == UPSTREAMS and set(found.values()) == {"healthy"}
 
-        async def is_in(*states: str) -> bool:
-            return (await ours.states(client)).get(address) in states
+        async def is_in(state: str) -> bool:
+            return (await ours.states(client)).get(address) == state
 
         assert await waited(everybody_healthy, 120) < 120, "the mesh did not become healthy"
-        await asyncio.sleep(60 + _HEALTHY_S)  # the policy's own warm-up, and a healthy past
+        await asyncio.sleep(healthy_s)
         before = [(arm.tally.sent, arm.tally.failed) for arm in (ours, theirs)]
         began = time.monotonic()
         for arm in (ours, theirs):
@@ -136,21 +176,25 @@ async def live(fault_s: float) -> bool:
         for arm in (ours, theirs):
             arm.sick.failing = 0.0
         await asyncio.sleep(1)  # what is under way is counted too
-        (sent, failed), (sent_alone, failed_alone) = (
-            (arm.tally.sent - s, arm.tally.failed - f) for arm, (s, f) in zip((ours, theirs), before, strict=True)
-        )
-        recovered_s = await waited(lambda: is_in("healthy"), _RECOVERY_S)
-        own = [await arm.own_ejections(client) for arm in (ours, theirs)]
-    ratio = failed_alone / max(1, failed)
-    held = ejected_s <= 10 and ratio >= 5 and recovered_s < _RECOVERY_S
+        failed, alone = (arm.tally.failed - f for arm, (_, f) in zip((ours, theirs), before, strict=True))
+        sent = ours.tally.sent - before[0][0]
+        recovered_s = await waited(lambda: is_in("healthy"), recovery_s)
+        own = (await ours.own_ejections(client), await theirs.own_ejections(client))
+    return Result(ejected_s, recovered_s, until_ejected, failed, alone, sent, own)
+
+
+async def live(fault_s: float) -> bool:
+    """Run it with the default policy and print what happened; whether the bars of the issue hold."""
+    got = await compared(fault_s, {"name": "default"}, 60 + _HEALTHY_S)  # the policy's warm-up, and a healthy past
+    held = got.ejected_s <= 10 and got.ratio >= 5 and math.isfinite(got.recovered_s)
     for line in (
         f"live: {ENVOYS} Envoys at {RPS:g} rps, 1 of {UPSTREAMS} endpoints fails {FAILING:.0%} for {fault_s:g} s, "
         f"scraped every {SCRAPE}",
-        f"  ejected {ejected_s:.1f} s after the onset (bar 10 s), after {until_ejected} errors",
-        f"  errors with meshpulse {failed} of {sent:,}, with Envoy's detectors alone {failed_alone} of "
-        f"{sent_alone:,}: {ratio:.1f}x fewer (bar 5x)",
-        f"  hosts that Envoys ejected by themselves: {own[0]} with meshpulse, {own[1]} alone",
-        f"  healthy again {recovered_s:.1f} s after it healed" + ("" if held else "   MISSED"),
+        f"  ejected {got.ejected_s:.1f} s after the onset (bar 10 s), after {got.errors_until_ejected} errors",
+        f"  errors with meshpulse {got.errors} of {got.sent:,}, with Envoy's detectors alone {got.errors_alone}: "
+        f"{got.ratio:.1f}x fewer (bar 5x)",
+        f"  ejections by Envoys themselves: {got.own_ejections[0]} with meshpulse, {got.own_ejections[1]} alone",
+        f"  healthy again {got.recovered_s:.1f} s after it healed" + ("" if held else "   MISSED"),
     ):
         print(line)
     return held

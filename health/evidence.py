@@ -142,6 +142,9 @@ def sentence(kind: Kind, guard: Guard | None, evidence: Mapping[str, Scalar]) ->
         )
     if kind is Kind.CAPACITY_LOST:
         return f"{evidence['unavailable']} of {evidence['total']} endpoints are out"
+    if kind is Kind.FREEZE:
+        numbers = {key: value for key, value in evidence.items() if key != "reason"}
+        return f"nothing is decided: {evidence.get('reason', 'data')}" + (f" ({_listed(numbers)})" if numbers else "")
     return said or _listed(evidence)
 
 

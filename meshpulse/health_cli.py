@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import time
 import urllib.error
 import urllib.parse
@@ -15,7 +16,10 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from health.adapters.eds import service_name
+from health.adapters.follower import Follower, Poller
 from health.policy_text import parse_duration_ms
+from health.topology import parse_static
 
 app = typer.Typer(help="Ask a running server about endpoints.", no_args_is_help=True)
 
@@ -194,6 +198,46 @@ def _policy_file(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise AskError(f"{path}: {error}") from None
+
+
+@app.command()
+def follow(
+    cluster: Annotated[str, typer.Argument(help="Name of the cluster in Envoy.")],
+    topology: Annotated[
+        Path, typer.Option(help="Its endpoints, as a file of health.topology lists them.", exists=True)
+    ],
+    path: Annotated[Path, typer.Option(help="EDS file to write, in a folder that Envoy watches.")],
+    url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:9090",
+    token: Annotated[str, typer.Option(envvar="MESHPULSE_TOKEN", help="A token with the role read.")] = "",
+) -> None:
+    """Write an EDS file by the verdicts of a server elsewhere; all endpoints are usable when it is silent for long."""
+    service = service_name(cluster)
+    try:
+        facts = parse_static(topology.read_text(encoding="utf-8")).get(service) or {}
+    except (OSError, ValueError) as error:
+        typer.echo(f"meshpulse: {topology}: {error}", err=True)
+        raise typer.Exit(1) from None
+    if not facts:
+        typer.echo(f"meshpulse: {topology} lists no endpoints of {service}", err=True)
+        raise typer.Exit(1)
+    follower = Follower(cluster, facts, path, Poller(url, service, token))
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        follower.let_go()  # Envoy needs a file to begin with
+        while True:
+            follower.step()
+    except KeyboardInterrupt:
+        pass
+    except OSError as error:
+        typer.echo(f"meshpulse: {path}: {error}", err=True)
+        raise typer.Exit(1) from None
+    finally:
+        with contextlib.suppress(OSError):
+            follower.let_go()
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 @app.command()

@@ -37,7 +37,11 @@ def assignment(service: str, facts: Mapping[str, Fact], view: ServiceView | None
     facts : the endpoints of the service, as a topology source lists them
     view : verdicts to apply; None = none
     """
-    known = {endpoint.endpoint: endpoint for endpoint in view.endpoints} if view else {}
+    return assignment_of(service, facts, {endpoint.endpoint: endpoint for endpoint in view.endpoints} if view else {})
+
+
+def assignment_of(service: str, facts: Mapping[str, Fact], known: Mapping[str, EndpointView]) -> dict[str, Any]:
+    """The whole assignment, by the verdicts about single endpoints."""
     groups: dict[tuple[int, str, str, str], list[dict[str, Any]]] = {}
     for address, fact in facts.items():
         key = (fact.priority, fact.region, fact.zone, fact.sub_zone)

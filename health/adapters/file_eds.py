@@ -75,18 +75,28 @@ class FileEds:
         if self._written.get(file.path) == content:
             return
         body = orjson.dumps({"version_info": f"{self._lease.term}-{snapshot.revision}", "resources": resources})
-        new = file.path.with_name(f".{file.path.name}.new")
-        try:
-            with new.open("wb") as out:
-                out.write(body)
-                out.flush()
-                os.fsync(out.fileno())
-            new.replace(file.path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                new.unlink()
+        replace_file(file.path, body)
         self._written[file.path] = content
         self.writes += 1
+
+
+def replace_file(path: Path, body: bytes) -> None:
+    """Let ``path`` hold ``body``: a complete file is renamed over it.
+
+    Raises
+    ------
+    OSError        the old one still stands
+    """
+    new = path.with_name(f".{path.name}.new")
+    try:
+        with new.open("wb") as out:
+            out.write(body)
+            out.flush()
+            os.fsync(out.fileno())
+        new.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            new.unlink()
 
 
 def parse_file(data: object) -> EdsFile:
