@@ -50,6 +50,7 @@ class Mesh:
         storage: MemoryStorage | None = None,
         listener: Listener | None = None,
         arrivals: bool = False,
+        service: str = "svc",
     ) -> None:
         self.listener = listener
         self.arrivals = arrivals
@@ -57,6 +58,7 @@ class Mesh:
         self._under_way: list[tuple[int, dict[str, str], int, float]] = []
         self.folder = folder
         self.policy = policy
+        self.service = service
         self.storage = storage or FreshStorage()
         self.rng = np.random.default_rng(seed)
         self.names = [f"10.0.0.{h + 1}:80" for h in range(endpoints)]
@@ -77,7 +79,7 @@ class Mesh:
         return HealthLoop(self.storage, settings, journal, self.now, None, self.listener, log)
 
     def weights(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        view = self.loop.board.now.services.get("svc")
+        view = self.loop.board.now.services.get(self.service)
         out = np.ones(len(self.names))
         for endpoint in view.endpoints if view and view.mode == "enforce" else ():
             if endpoint.endpoint not in self.names:
@@ -107,7 +109,7 @@ class Mesh:
             if p in self.silent:
                 continue
             for h, name in enumerate(self.names):
-                labels = {"envoy_cluster_name": "svc", "envoy_endpoint_address": name, "instance": observer}
+                labels = {"envoy_cluster_name": self.service, "envoy_endpoint_address": name, "instance": observer}
                 for metric, values in zip(("rq_success", "rq_error"), self.counters, strict=True):
                     series = {"__name__": f"envoy_cluster_endpoint_{metric}", **labels}
                     self._under_way.append((self.now + 1000 * self.delays_s[p], series, self.now, float(values[p, h])))
@@ -118,7 +120,7 @@ class Mesh:
         self._under_way = [sample for sample in self._under_way if sample[0] > self.now]
 
     def state(self, endpoint: int = 0) -> str:
-        view = self.loop.board.now.services["svc"].endpoint(self.names[endpoint])
+        view = self.loop.board.now.services[self.service].endpoint(self.names[endpoint])
         assert view is not None
         return str(view.state)
 

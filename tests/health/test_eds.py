@@ -28,16 +28,17 @@ from tsdb.clock import ManualClock
 class Bench:
     """A mesh with one ejected endpoint, its runner and its adapters."""
 
-    def __init__(self, folder: Path, policy: Policy = QUICK) -> None:
+    def __init__(self, folder: Path, policy: Policy = QUICK, service: str = "svc") -> None:
         policy = replace(policy, ejection=replace(policy.ejection, base_ms=300_000))
-        self.mesh = Mesh(folder / "health", policy)
+        self.mesh = Mesh(folder / "health", policy, service=service)
         facts = {name: Fact(name, zone="z1", weight=2) for name in self.mesh.names}
-        self.mesh.loop.use_facts({"svc": facts})
+        self.mesh.loop.use_facts({service: facts})
         self.mesh.run(40)
         self.mesh.failing[2] = 0.6
         self.mesh.run(8)
         self.ill = self.mesh.names[2]
-        self.lease = ActuatorLease(FolderStore(folder / "store"))
+        self.store = FolderStore(folder / "store")
+        self.lease = ActuatorLease(self.store)
         self.lease.refresh(self.mesh.now)
         self.clock = ManualClock(self.mesh.now)
         executor = ThreadPoolExecutor(1)
