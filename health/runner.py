@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from health.lease import ActuatorLease
 from health.loop import HealthLoop
-from health.topology import TopologySource, merged
+from health.topology import Source, merged
 from health.verdicts import Kind
 from tsdb.clock import Clock
 from tsdb.errors import MeshpulseError
@@ -51,7 +51,7 @@ class HealthRunner:
         interval_ms: int,
         executor: Executor,
         beside: Executor,
-        sources: list[TopologySource],
+        sources: Sequence[Source],
         topology_interval_ms: int,
         lease: ActuatorLease,
     ) -> None:

@@ -10,7 +10,7 @@ import ipaddress
 import json
 import logging
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,8 +204,41 @@ class TopologySource:
         return body.decode()
 
 
-def parse_source(data: object) -> TopologySource:
-    """A topology source of the configuration: ``{file: PATH}`` or ``{envoy_clusters: PATH or URL}``.
+class FollowedSource:
+    """Facts of an adapter that follows its clusters anyway.
+
+    Parameters
+    ----------
+    clusters : as the adapter names them
+
+    Attributes
+    ----------
+    facts : of the last :meth:`refresh`
+    provide : what the adapter knows now, by service
+    """
+
+    def __init__(self, clusters: tuple[str, ...]) -> None:
+        self.clusters = clusters
+        self.facts: Facts = {}
+        self.provide: Callable[[], Facts] = dict
+
+    def refresh(self) -> bool:
+        """Take over what is known; whether that changed."""
+        known = self.provide()
+        services = (cluster.replace(":", "_") for cluster in self.clusters)
+        facts = {service: known[service] for service in services if service in known}
+        changed = facts != self.facts
+        self.facts = facts
+        return changed
+
+
+Source = TopologySource | FollowedSource
+
+
+def parse_source(data: object) -> Source:
+    """A topology source of the configuration.
+
+    ``{file: PATH}``, ``{envoy_clusters: PATH or URL}`` or ``{central_dogma: [CLUSTER, ...]}``
 
     Raises
     ------
@@ -215,10 +248,12 @@ def parse_source(data: object) -> TopologySource:
         key, place = next(iter(data.items()))
         if key in ("file", "envoy_clusters") and isinstance(place, str) and place:
             return TopologySource(place, "static" if key == "file" else "envoy_clusters")
-    raise ValueError("must be {file: PATH} or {envoy_clusters: PATH or URL}")
+        if key == "central_dogma" and isinstance(place, list) and place and all(isinstance(c, str) for c in place):
+            return FollowedSource(tuple(place))
+    raise ValueError("must be {file: PATH}, {envoy_clusters: PATH or URL} or {central_dogma: [CLUSTER, ...]}")
 
 
-def merged(sources: list[TopologySource]) -> dict[str, dict[str, Fact]]:
+def merged(sources: Sequence[Source]) -> dict[str, dict[str, Fact]]:
     """The facts of all sources; where two list a service, the first does."""
     out: dict[str, dict[str, Fact]] = {}
     for source in sources:

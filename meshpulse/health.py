@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from health.adapters.dogma_ledger import Ledger
+from health.adapters.dogma_plan import Target
 from health.adapters.file_eds import FileEds, parse_file
 from health.adapters.grpc_eds import GrpcEds
 from health.adapters.lrs import LoadReports
@@ -23,12 +26,15 @@ from health.mapping import parse_mapping
 from health.policy_text import parse_policy
 from health.runner import HealthRunner
 from health.series import VerdictWriter
-from health.topology import parse_source
+from health.topology import FollowedSource, Source, parse_source
 from meshpulse.asgi import App
-from meshpulse.config import Config, milliseconds
+from meshpulse.config import CentralDogmaConfig, Config, milliseconds
 from query.engine.engine import Engine
 from tsdb.clock import Clock
 from tsdb.db import TSDB
+
+if TYPE_CHECKING:
+    from health.adapters.centraldogma import CentralDogma
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,7 @@ class HealthParts:
     grpc_eds: GrpcEds
     loads: LoadReports
     files: FileEds
+    dogma: CentralDogma | None
     lines: EventLines | None
     executors: tuple[ThreadPoolExecutor, ...]
 
@@ -48,8 +55,22 @@ class HealthParts:
         """By exact path, and by prefix."""
         return {EDS_PATH: self.eds}, {PREFIX: self.api}
 
-    async def close(self) -> None:
-        """Answer those who wait, end the ticks, let files show every endpoint as usable."""
+    def start(self) -> None:
+        """Begin to judge, and to follow Central Dogma; on the event loop."""
+        self.runner.start()
+        if self.dogma is not None:
+            self.dogma.start()
+
+    async def close(self, seconds: float) -> None:
+        """Answer those who wait, end the ticks, let everybody use every endpoint.
+
+        Parameters
+        ----------
+        seconds : for servers that are slow to take our verdicts back
+        """
+        self.runner.health.board.close()
+        if self.dogma is not None:
+            await self.dogma.close(seconds)
         await self.runner.close()
         await asyncio.to_thread(self.files.close)
         for executor in self.executors:
@@ -72,13 +93,14 @@ def build_health(config: Config, db: TSDB, engine: Engine, clock: Clock) -> Heal
     ticking, beside = ThreadPoolExecutor(1, "health"), ThreadPoolExecutor(2, "health-beside")
     lines = EventLines(tenant.logs, beside) if wanted.write_logs else None
     loop = HealthLoop(tenant, settings, journal, clock.now_ms(), writer, lines, ArrivalLog(folder))
+    sources = [parse_source(data) for data in wanted.topology]
     runner = HealthRunner(
         loop,
         clock,
         milliseconds(wanted.interval),
         ticking,
         beside,
-        [parse_source(data) for data in wanted.topology],
+        sources,
         milliseconds(wanted.topology_interval),
         ActuatorLease(db.store, journal.instance()),
     )
@@ -87,4 +109,39 @@ def build_health(config: Config, db: TSDB, engine: Engine, clock: Clock) -> Heal
     api = HealthApi(runner, wanted.tenant)
     Judgements(runner, tenant, beside, engine, folder, tenant.logs).add_to(api)
     loads = LoadReports(tenant, clock, milliseconds(wanted.load_report_interval))
-    return HealthParts(runner, api, RestEds(runner), GrpcEds(runner), loads, files, lines, (ticking, beside))
+    return HealthParts(
+        runner=runner,
+        api=api,
+        eds=RestEds(runner),
+        grpc_eds=GrpcEds(runner),
+        loads=loads,
+        files=files,
+        dogma=_central_dogma(wanted.central_dogma, runner, db, sources),
+        lines=lines,
+        executors=(ticking, beside),
+    )
+
+
+def _central_dogma(
+    wanted: CentralDogmaConfig, runner: HealthRunner, db: TSDB, sources: Sequence[Source]
+) -> CentralDogma | None:
+    if not wanted.url:
+        return None
+    from health.adapters.centraldogma import CentralDogma  # its HTTP client: only who has such a server pays
+    from health.adapters.dogma_client import Access, DogmaClient
+
+    access = Access(
+        wanted.url,
+        wanted.token.get_secret_value() if wanted.token else "",
+        wanted.token_file,
+        wanted.tls_ca_file,
+        wanted.tls_cert_file,
+        wanted.tls_key_file,
+    )
+    followed = [source for source in sources if isinstance(source, FollowedSource)]
+    listed = [Target.parse(cluster) for source in followed for cluster in source.clusters]
+    written = [Target.parse(cluster) for cluster in wanted.clusters]
+    adapter = CentralDogma(runner, DogmaClient(access), Ledger(db.store), written, listed)
+    for source in followed:
+        source.provide = adapter.known_facts
+    return adapter

@@ -21,6 +21,7 @@ from tsdb.errors import Reason
 from tsdb.wal.log import SYNC_BUCKETS_S
 
 if TYPE_CHECKING:
+    from health.adapters.centraldogma import CentralDogma
     from ingest.scraper import Scraper
     from meshpulse.health import HealthParts
     from meshpulse.nginx import NginxParts
@@ -161,6 +162,13 @@ class _Ours(Collector):
         if parts.lines is not None:
             text = "Events that were not written as log lines"
             yield _counter("health_log_lines_dropped", text, parts.lines.dropped)
+        yield _gauge("health_grpc_streams", "Streams of endpoints open over gRPC", parts.grpc_eds.streams)
+        yield _counter(
+            "health_grpc_acknowledged", "Answers over gRPC that proxies took over", parts.grpc_eds.acknowledged
+        )
+        yield _counter("health_load_reports", "Load reports of proxies", parts.loads.reports)
+        if parts.dogma is not None:
+            yield from self._central_dogma(parts.dogma)
 
     def _nginx(self, parts: NginxParts) -> Iterator[Metric]:
         derived = parts.stats()
@@ -177,6 +185,21 @@ class _Ours(Collector):
         yield _counter("nginx_busy", "Rounds put off because the store was busy", stats.busy)
         yield _counter("nginx_rotations", "Files whose path came to lead elsewhere", stats.rotations)
         yield _counter("nginx_truncations", "Files that were truncated", stats.truncations)
+
+    def _central_dogma(self, dogma: CentralDogma) -> Iterator[Metric]:
+        operations = CounterMetricFamily(
+            "meshpulse_health_central_dogma_operations", "Changes of endpoints by how they ended", labels=["result"]
+        )
+        for result, count in sorted(dogma.operations.items()):
+            operations.add_metric([result], count)
+        yield operations
+        answers = CounterMetricFamily(
+            "meshpulse_health_central_dogma_answers", "Answers of Central Dogma; 0 = none came", labels=["code"]
+        )
+        for status, count in sorted(dogma.client.requests.items()):
+            answers.add_metric([str(status)], count)
+        yield answers
+        yield _gauge("health_central_dogma_problems", "Clusters that cannot be read or written", len(dogma.problems))
 
     def _log_queries(self, stats: LokiApiStats) -> Iterator[Metric]:
         yield _histogram(

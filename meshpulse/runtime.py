@@ -335,7 +335,7 @@ class Runtime:
         if self.parts:
             self._scraping_begins = asyncio.ensure_future(self.parts.scraping.apply(self.config))
         if self.parts and self.parts.health:
-            self.parts.health.runner.start()
+            self.parts.health.start()
         if self.parts and self.parts.nginx:
             self.parts.nginx.start()
 
@@ -347,7 +347,7 @@ class Runtime:
     async def stop_loops(self) -> None:
         """End what :meth:`start_loops` began; without stale markers, so that a quick restart leaves no gap."""
         if self.parts and self.parts.health:
-            await self.parts.health.close()
+            await self.parts.health.close(self.config.server.drain.total_seconds())
         if self.parts:
             await self.parts.scraping.close()
         if self.parts and self.parts.nginx:

@@ -3,7 +3,7 @@
 Only the holder of the actuator lease writes, since all instances would write the same file. One task a cluster: read
 the file, compare, change what differs, wait. What is read is sent back whole but for health status and weight. Others
 write too, so a watch tells when to compare again; who writes over a verdict is overruled, but an endpoint is never the
-subject of more than one operation in :data:`GAP_S`, which is the server's own batch.
+subject of more than one operation in :data:`GAP_S`, which is more than the server's own batch.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from dataclasses import replace
 import aiohttp
 
 from health.adapters.assignments import LOOK_AGAIN_S
-from health.adapters.dogma_client import DogmaClient, DogmaError, File, Target
+from health.adapters.dogma_client import DogmaClient, DogmaError, File
 from health.adapters.dogma_ledger import Ledger
-from health.adapters.dogma_plan import Entry, Held, Key, Mark, entries, reconciled, replaced, wanted
+from health.adapters.dogma_plan import Entry, Held, Key, Mark, Target, entries, reconciled, replaced, wanted
 from health.adapters.eds import enforced, service_name
 from health.board import EndpointView
 from health.runner import HealthRunner
-from health.topology import Fact
+from health.topology import Fact, Facts
 from tsdb.blockstore import AlreadyExistsError
 
 log = logging.getLogger(__name__)
 
-GAP_S = 3.0
+GAP_S = 3.5
+"""The server gathers operations for 3 s: one of ours that was superseded must not supersede its successor."""
 BULK = 16
 """More changes at once go as one replacement of the file, in a commit with our name: one held answer instead of many.
 It is read before and not compared when written, so that a registration in between would be lost: hence not for few."""
@@ -71,7 +72,7 @@ class CentralDogma:
         self._client = client
         self._ledger = ledger
         self._written = tuple(written)
-        self._listed = tuple(target for target in listed if target not in self._written)
+        self._listed = tuple(target for target in dict.fromkeys(listed) if target not in self._written)
         self._gap_s = gap_s
         self._acting: set[str] = set()
         self._sent_s: dict[tuple[str, Key], float] = {}
@@ -79,6 +80,10 @@ class CentralDogma:
         self.operations: Counter[str] = Counter()
         self.problems: dict[str, str] = {}
         self.facts: dict[str, dict[str, Fact]] = {}
+
+    def known_facts(self) -> Facts:
+        """Endpoints of all clusters as others list them; from any thread."""
+        return dict(self.facts)
 
     @property
     def client(self) -> DogmaClient:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +17,14 @@ from urllib.parse import quote
 import aiohttp
 import yaml
 
+from health.adapters.dogma_plan import Target
+
 PROJECT = "@xds"
 READ_S = 20.0
 WATCH_S = 60
 """Of a watch; the server answers 304 then."""
 CHANGE_S = 40.0
 """Of a change: the server holds the answer for its batch of 3 s and the commit, which goes through ZooKeeper."""
-_CLUSTER = re.compile(r"groups/([^/]+)/(k8s/)?clusters/([a-z](?:[a-z0-9-_/:.]*[a-z0-9])?)")
 
 
 class DogmaError(Exception):
@@ -38,39 +38,6 @@ class DogmaError(Exception):
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"{status}: {text[:300]}")
         self.status = status
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A cluster as Central Dogma names it: ``groups/GROUP/clusters/ID``.
-
-    Attributes
-    ----------
-    generated : by a Kubernetes aggregator, nobody else may write it
-    """
-
-    cluster: str
-    group: str
-    id: str
-    generated: bool = False
-
-    @classmethod
-    def parse(cls, cluster: str) -> Target:
-        """Read a name.
-
-        Raises
-        ------
-        ValueError
-        """
-        found = _CLUSTER.fullmatch(cluster)
-        if found is None:
-            raise ValueError(f"{cluster!r} is not groups/GROUP/clusters/ID or groups/GROUP/k8s/clusters/ID")
-        return cls(cluster, found[1], found[3], found[2] is not None)
-
-    @property
-    def file(self) -> str:
-        """Path of its file in the group's repository, without the extension."""
-        return f"/k8s/endpoints/{self.id}" if self.generated else f"/endpoints/{self.id}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ they can be given back.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,9 +16,43 @@ from health.adapters.xds import STATUS_NUMBERS
 from health.board import EndpointView
 from health.topology import Fact, join_address
 
+_CLUSTER = re.compile(r"groups/([^/]+)/(k8s/)?clusters/([a-z](?:[a-z0-9-_/:.]*[a-z0-9])?)")
 _STATUS_NAMES = {number: name for name, number in STATUS_NUMBERS.items()}
 _IN = frozenset({"HEALTHY", "UNKNOWN", "DEGRADED"})
 """Statuses that we may make worse; whatever else somebody said stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A cluster as Central Dogma names it: ``groups/GROUP/clusters/ID``.
+
+    Attributes
+    ----------
+    generated : by a Kubernetes aggregator, nobody else may write it
+    """
+
+    cluster: str
+    group: str
+    id: str
+    generated: bool = False
+
+    @classmethod
+    def parse(cls, cluster: str) -> Target:
+        """Read a name.
+
+        Raises
+        ------
+        ValueError
+        """
+        found = _CLUSTER.fullmatch(cluster)
+        if found is None:
+            raise ValueError(f"{cluster!r} is not groups/GROUP/clusters/ID or groups/GROUP/k8s/clusters/ID")
+        return cls(cluster, found[1], found[3], found[2] is not None)
+
+    @property
+    def file(self) -> str:
+        """Path of its file in the group's repository, without the extension."""
+        return f"/k8s/endpoints/{self.id}" if self.generated else f"/endpoints/{self.id}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
