@@ -65,7 +65,7 @@ class RolloutCounts:
 def read_rollout(
     frames: Frames, logs: LogReader | None, *, site: str, host: str, changed_ms: int, baseline_ms: int, now_ms: int
 ) -> RolloutCounts:
-    """Count a site, or all sites of a machine, on all machines, before and after a change.
+    """Count a site, or all sites of a machine, on all machines of its environment, before and after a change.
 
     Raises
     ------
@@ -77,20 +77,24 @@ def read_rollout(
         frames.select([Matcher("__name__", MatchOp.EQUAL, name), *site_matcher], start_ms, now_ms, _LIMITS)
         for name in (REQUESTS, SECONDS_BUCKET)
     ]
-    names = [[(row.get("site", ""), row.get("host", "")) for row in _labels(frame)] for frame in found]
+    rows_of = [_labels(frame) for frame in found]
+    names = [[(row.get("site", ""), row.get("host", "")) for row in rows] for rows in rows_of]
+    # a stage machine is no peer of one in production
+    envs = {row.get("env", "") for rows in rows_of for row in rows if not host or row.get("host", "") == host}
     of_host = {s for rows in names for s, h in rows if not host or h == host}
     sites = tuple(sorted(of_host))
-    hosts = tuple(sorted({h for rows in names for s, h in rows if s in of_host}))
-    bounds = sorted({row["le"] for row in _labels(found[1]) if "le" in row}, key=float)
+    wanted = [row for rows in rows_of for row in rows if row.get("site", "") in of_host and row.get("env", "") in envs]
+    hosts = tuple(sorted({row.get("host", "") for row in wanted}))
+    bounds = sorted({row["le"] for row in wanted if "le" in row}, key=float)
     shape = (len(sites), len(hosts))
     requests, errors = np.zeros((2, *shape)), np.zeros((2, *shape))
     cumulative = np.zeros((2, *shape, len(bounds)))
     newest = np.zeros(len(hosts), np.int64)
     edges = (start_ms, changed_ms, now_ms)
-    for frame, rows in zip(found, names, strict=True):
+    for frame, rows, keys in zip(found, rows_of, names, strict=True):
         sums, last = _increases(frame, edges)
-        for i, (labels, (s, h)) in enumerate(zip(_labels(frame), rows, strict=True)):
-            if s not in of_host:
+        for i, (labels, (s, h)) in enumerate(zip(rows, keys, strict=True)):
+            if s not in of_host or labels.get("env", "") not in envs:
                 continue
             at = (sites.index(s), hosts.index(h))
             if "le" in labels:

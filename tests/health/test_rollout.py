@@ -134,6 +134,8 @@ def test_counts_are_read_from_series_on_their_side_of_the_change(world: World) -
     for le, value in (("0.1", 5.0), ("+Inf", 8.0)):
         write(world, "nginx_request_time_seconds_bucket", {**base, "le": le}, [(15_000, 0.0), (20_000, value)])
     write(world, "nginx_requests_total", {**base, "site": "b", "host": "web-2", "status_class": "2xx"}, samples)
+    stage = {**base, "env": "stage", "host": "stage-1", "status_class": "2xx"}
+    write(world, "nginx_requests_total", stage, samples)
     found = read_rollout(
         world.tenant, world.logs, site="", host="web-1", changed_ms=12_000, baseline_ms=12_000, now_ms=26_000
     )
