@@ -18,11 +18,20 @@ from meshpulse import version
 from meshpulse.config import ConfigError
 from meshpulse.health_page import PAGE as HEALTH_PAGE
 from meshpulse.metrics import create_registry
+from meshpulse.openapi import document
 from meshpulse.runtime import Runtime
 
 _GET = ["GET", "HEAD"]
 _CHANGE = ["POST", "PUT"]
 _LIFECYCLE_OFF = PlainTextResponse("Lifecycle API is not enabled.", 403)
+_TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+_UNREADY: dict[int | str, dict[str, Any]] = {503: {"description": "not yet: the text says why", **_TEXT}}
+_LIFECYCLE: dict[int | str, dict[str, Any]] = {
+    403: {"description": "it is off", **_TEXT},
+    405: {"description": "not by GET", **_TEXT},
+    500: {"description": "the configuration cannot be used: the text says why", **_TEXT},
+}
+_METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {**_TEXT["content"], "application/openmetrics-text": {}}}}
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:
@@ -41,11 +50,13 @@ def _complete(app: FastAPI, parts: Sequence[Mapping[str, Any]]) -> Callable[[], 
     own = app.openapi
 
     def openapi() -> dict[str, Any]:
-        document = own()
+        whole = own()
         for part in parts:
-            document["paths"] |= part["paths"]
-            document.setdefault("components", {}).setdefault("schemas", {}).update(part["components"]["schemas"])
-        return document
+            whole["paths"] |= part["paths"]
+            for kind, entries in part["components"].items():
+                whole.setdefault("components", {}).setdefault(kind, {}).update(entries)
+        whole["security"] = [{}, {"token": []}]
+        return whole
 
     return openapi
 
@@ -60,7 +71,7 @@ def create_pages(runtime: Runtime) -> FastAPI:
         redoc_url=None,
         exception_handlers={HTTPException: _http_error, Exception: _our_fault},
     )
-    app.openapi = _complete(app, [health_openapi.document()])  # type: ignore[method-assign]  # FastAPI's way to do it
+    app.openapi = _complete(app, [document(), health_openapi.document()])  # type: ignore[method-assign]  # FastAPI's way to do it
     progress = runtime.progress
     registry = create_registry(runtime)
     begin = datetime.now(UTC)
@@ -70,25 +81,25 @@ def create_pages(runtime: Runtime) -> FastAPI:
         """The process lives."""
         return "Prometheus Server is Healthy.\n"
 
-    @app.api_route("/-/ready", methods=_GET, response_class=PlainTextResponse)
+    @app.api_route("/-/ready", methods=_GET, response_class=PlainTextResponse, responses=_UNREADY)
     async def ready() -> PlainTextResponse:
         """Kernels are compiled and the log is replayed: requests are answered."""
         if progress.ready:
             return PlainTextResponse("Prometheus Server is Ready.\n")
         return PlainTextResponse(f"Service Unavailable: {progress.describe()}\n", 503)
 
-    @app.api_route("/ready", methods=_GET, response_class=PlainTextResponse)
+    @app.api_route("/ready", methods=_GET, response_class=PlainTextResponse, responses=_UNREADY)
     async def loki_ready() -> PlainTextResponse:
         """The same for those who know Loki."""
         return PlainTextResponse("ready\n") if progress.ready else PlainTextResponse(f"{progress.describe()}\n", 503)
 
-    @app.api_route("/-/reload", methods=["GET"], response_class=PlainTextResponse)
-    @app.api_route("/-/quit", methods=["GET"], response_class=PlainTextResponse)
+    @app.api_route("/-/reload", methods=["GET"], response_class=PlainTextResponse, responses=_LIFECYCLE)
+    @app.api_route("/-/quit", methods=["GET"], response_class=PlainTextResponse, responses=_LIFECYCLE)
     async def not_by_get() -> PlainTextResponse:
         """What changes something is not asked for by a link."""
         return PlainTextResponse("Only POST or PUT requests allowed", 405, headers={"Allow": "POST, PUT"})
 
-    @app.api_route("/-/reload", methods=_CHANGE, response_class=PlainTextResponse)
+    @app.api_route("/-/reload", methods=_CHANGE, response_class=PlainTextResponse, responses=_LIFECYCLE)
     async def reload() -> PlainTextResponse:
         """Read the configuration again; says what has changed and what waits for a restart."""
         if not runtime.config.server.lifecycle or runtime.lifecycle is None:
@@ -99,7 +110,7 @@ def create_pages(runtime: Runtime) -> FastAPI:
             return PlainTextResponse(f"failed to reload config: {error}\n", 500)
         return PlainTextResponse(f"{done}\n")
 
-    @app.api_route("/-/quit", methods=_CHANGE, response_class=PlainTextResponse)
+    @app.api_route("/-/quit", methods=_CHANGE, response_class=PlainTextResponse, responses=_LIFECYCLE)
     async def leave() -> PlainTextResponse:
         """End as on SIGTERM."""
         if not runtime.config.server.lifecycle or runtime.lifecycle is None:
@@ -107,7 +118,7 @@ def create_pages(runtime: Runtime) -> FastAPI:
         runtime.lifecycle.quit()
         return PlainTextResponse("Requesting termination... Goodbye!")
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_METRICS)
     def metrics(request: Request) -> Response:
         """Our own metrics, text format or OpenMetrics as ``Accept`` asks."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))

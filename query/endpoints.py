@@ -374,10 +374,10 @@ class Endpoints:
 
     def status_tsdb(self, request: Request) -> Body:
         """Cardinality: which names, labels and pairs make up the series."""
-        text = request.params.get("limit")
-        if text and not (text.isdecimal() and int(text) > 0):
+        limit = number_param(request.params, "limit", 10)
+        if limit <= 0:
             raise BadDataError("limit must be a positive number")
-        return success(self._providers.status_tsdb(request.tenant, int(text or 10)))
+        return success(self._providers.status_tsdb(request.tenant, limit))
 
     def targets(self, request: Request) -> Body:
         """What is scraped."""

@@ -25,6 +25,8 @@ _EXTREMES = {"-292273086-05-16T16:47:06Z": MIN_TIME_MS, "292277025-08-18T07:12:5
 _FLOAT = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _RFC_3339 = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:[.,](\d+))?(?:Z|([+-])(\d\d):(\d\d))", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+_INT64_MAX = (1 << 63) - 1
+_INT64_CHARS_MAX = 40  # and leading zeros
 _ESCAPE = re.compile(r"_(?:(_)|([0-9a-fA-F]{1,6})_)|_")
 _DURATION_MS_MAX = ((1 << 63) - 1) // 1_000_000  # what int64 nanoseconds hold
 
@@ -193,14 +195,16 @@ def limit_param(params: Params) -> int:
         return 0
     if not _INTEGER.fullmatch(text):
         raise ParamError("limit", f"strconv.Atoi: parsing {quote(text)}: invalid syntax")
-    limit = int(text)
+    limit = _int64(text)
+    if limit is None:
+        raise ParamError("limit", f"strconv.Atoi: parsing {quote(text)}: value out of range")
     if limit < 0:
         raise ParamError("limit", "limit must be non-negative")
     return limit
 
 
-def number_param(params: Params, name: str) -> int:
-    """An integer of ``metadata``; -1 when absent, negative = no limit.
+def number_param(params: Params, name: str, default: int = -1) -> int:
+    """An integer; of ``metadata`` negative = no limit.
 
     Raises
     ------
@@ -208,10 +212,17 @@ def number_param(params: Params, name: str) -> int:
     """
     text = params.get(name)
     if not text:
-        return -1
-    if not _INTEGER.fullmatch(text):
+        return default
+    number = _int64(text) if _INTEGER.fullmatch(text) else None
+    if number is None:
         raise BadDataError(f"{name} must be a number")
-    return int(text)
+    return number
+
+
+def _int64(digits: str) -> int | None:
+    """A whole number, None beyond 64 bits, where Go's clients and Python's slices end; no length costs much."""
+    number = int(digits) if len(digits) <= _INT64_CHARS_MAX else _INT64_MAX + 1
+    return number if -_INT64_MAX - 1 <= number <= _INT64_MAX else None
 
 
 def unescape_name(name: str) -> str:
