@@ -61,6 +61,10 @@ RANGE = "/api/v1/query_range?query=up&start=0&end=10&step=1"
         ("query?query=up&timeout=abc", 'invalid parameter "timeout": cannot parse "abc" to a valid duration'),
         ("query?query=up&limit=-1", 'invalid parameter "limit": limit must be non-negative'),
         (
+            f"labels?limit=1{'0' * 5000}",
+            f'invalid parameter "limit": strconv.Atoi: parsing "1{"0" * 5000}": value out of range',
+        ),
+        (
             "query?query=up&lookback_delta=x",
             'error parsing lookback delta duration: cannot parse "x" to a valid duration',
         ),
@@ -121,6 +125,8 @@ RANGE = "/api/v1/query_range?query=up&start=0&end=10&step=1"
         ("metadata?limit_per_metric=x", "limit_per_metric must be a number"),
         ("rules?type=x", 'invalid parameter "type": not supported value "x"'),
         ("status/tsdb?limit=0", "limit must be a positive number"),
+        ("status/tsdb?limit=" + "9" * 5000, "limit must be a number"),
+        ("metadata?limit=9223372036854775808", "limit must be a number"),
     ],
 )
 def test_words_of_bad_requests(api: QueryApi, target: str, error: str) -> None:
