@@ -463,6 +463,8 @@ class TextImportEndpoint:
                     time_ms = int(text)
                 except ValueError:
                     raise RejectedError(Reason.MALFORMED, f"timestamp={text[:100]!r} is no number") from None
+                if not -(1 << 63) <= time_ms < 1 << 63:
+                    raise RejectedError(Reason.MALFORMED, f"timestamp={text[:100]!r} does not fit into 64 bits")
         openmetrics = media_type(request.content_type) == OPENMETRICS
         options = ImportOptions(tuple(sorted(labels.items())), time_ms, request.encoding == "gzip", openmetrics)
         return lambda tenant, body: self._importer.receive(tenant, body, options)

@@ -33,10 +33,18 @@ class Reply:
 
 
 class Server:
-    """One process; ``with Server(folder) as server`` ends it whatever happens."""
+    """One process; ``with Server(folder) as server`` ends it whatever happens.
+
+    ``under`` is a command that runs it and keeps its process id, as ``strace -D`` does.
+    """
 
     def __init__(
-        self, folder: Path, config: str = "", flags: tuple[str, ...] = (), tls: ssl.SSLContext | None = None
+        self,
+        folder: Path,
+        config: str = "",
+        flags: tuple[str, ...] = (),
+        tls: ssl.SSLContext | None = None,
+        under: tuple[str, ...] = (),
     ) -> None:
         self.tls = tls
         self.folder = folder
@@ -47,7 +55,9 @@ class Server:
         data = ("--data-dir", str(folder / "data"), "--config", str(file))
         command = (str(Path(sys.executable).parent / "meshpulse"), "serve", "--listen", "127.0.0.1:0", *data, *flags)
         with self._log_path.open("ab") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder)
+            self.process = subprocess.Popen(
+                [*under, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder
+            )
         self.port = 0
 
     def __enter__(self) -> Server:

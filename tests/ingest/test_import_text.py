@@ -90,7 +90,7 @@ def test_extra_labels_win_and_timestamp_is_the_default(server: Server) -> None:
     }
 
 
-@pytest.mark.parametrize("query", ["extra_label=x", "extra_label==x", "timestamp=now"])
+@pytest.mark.parametrize("query", ["extra_label=x", "extra_label==x", "timestamp=now", f"timestamp={1 << 63}"])
 def test_bad_parameters(server: Server, query: str) -> None:
     assert load(server, TEXT, query)[0] == 400
     assert not server.tenant.stored
