@@ -146,15 +146,44 @@ def create_pages(runtime: Runtime) -> FastAPI:
                 "blocks on disk": f"{stats.blocks:,} ({stats.block_bytes / 2**20:,.1f} MiB)",
             }
         table = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
-        return _HOME.replace("{table}", table)
+        return _HOME.replace("{table}", table).replace("{targets}", _targets(runtime))
 
     return app
 
 
+TARGETS_SHOWN_MAX = 200
+"""Rows of the home page; ``/api/v1/targets`` has all."""
+
+
+def _targets(runtime: Runtime) -> str:
+    """What is scraped, those that are down first; nothing when nothing is."""
+    found = runtime.parts.scraping.targets()["activeTargets"] if runtime.parts else []
+    if not found:
+        return ""
+    found.sort(key=lambda target: (target["health"] != "down", target["scrapePool"], target["scrapeUrl"]))
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in cells)}</tr>"
+        for target in found[:TARGETS_SHOWN_MAX]
+        for cells in [
+            (
+                target["health"],
+                target["scrapePool"],
+                target["scrapeUrl"],
+                target["lastScrape"][:19] if target["health"] != "unknown" else "",
+                f"{target['lastScrapeDuration'] * 1000:.1f} ms",
+                target["lastError"],
+            )
+        ]
+    )
+    up = sum(target["health"] == "up" for target in found)
+    more = f"<p>{len(found) - TARGETS_SHOWN_MAX:,} more</p>" if len(found) > TARGETS_SHOWN_MAX else ""
+    return f"<h2>Targets: {up:,} of {len(found):,} up</h2><table>{rows}</table>{more}"
+
+
 _HOME = """<!doctype html><html lang="en"><meta charset="utf-8"><title>meshpulse</title>
 <style>body{font:16px/1.5 system-ui,sans-serif;margin:3rem auto;max-width:40rem;padding:0 1rem}
-th{text-align:left;padding-right:2rem;font-weight:600}</style>
-<h1>meshpulse</h1><table>{table}</table>
+th{text-align:left;padding-right:2rem;font-weight:600}td{padding-right:1rem;vertical-align:top}</style>
+<h1>meshpulse</h1><table>{table}</table>{targets}
 <p>Grafana: add a data source of type Prometheus, and one of type Loki, with the address of this page.</p>
 <p><a href="health">health</a> · <a href="metrics">metrics</a> · <a href="api/v1/status/tsdb">cardinality</a> ·
 <a href="api/v1/status/config">configuration</a> ·

@@ -187,3 +187,27 @@ def test_slow_scrapes_are_no_silence(tmp_path: Path) -> None:
     mesh = Mesh(tmp_path, replace(QUICK, guards=GuardRule()))
     events = mesh.run(120, scrape_s=15)
     assert [event["type"] for event in events] == ["freeze", "thaw"]  # the warm-up
+
+
+def test_configured_policies_may_change(tmp_path: Path) -> None:
+    said: list[tuple[str, str]] = []
+    mesh = Mesh(tmp_path, QUICK, listener=lambda events: said.extend((e["type"], e["by"]) for e in events))
+    mesh.run(3)
+    loop = mesh.loop
+    loop.put_policy(Policy(name="made", service="svc", mode=Mode.DRY_RUN), "me")
+    said.clear()
+    loop.use_configured({"strict": Policy(name="strict", service="s*", mode=Mode.ENFORCE)})
+    assert set(loop.policies) == {"made", "strict"}
+    assert loop.policy_of("svc").name == "made"  # what was made through the API still wins
+    loop.delete_policy("made", "me")
+    assert loop.services["svc"].policy.name == "strict"
+    assert sorted(said) == [
+        ("policy_changed", "configuration"),
+        ("policy_deleted", "configuration"),
+        ("policy_deleted", "me"),
+    ]
+    loop.use_configured({})
+    assert set(loop.policies) == {"default"}
+    said.clear()
+    loop.use_configured({})
+    assert said == []

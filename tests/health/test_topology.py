@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from health.lease import ActuatorLease
+from health.policy import Policy
+from health.runner import HealthRunner
 from health.topology import (
     Fact,
     TopologySource,
@@ -17,6 +22,9 @@ from health.topology import (
     parse_static,
     split_address,
 )
+from tests.health.mesh import Mesh
+from tsdb.blockstore import FolderStore
+from tsdb.clock import ManualClock
 
 STATIC = """
 services:
@@ -97,3 +105,25 @@ def test_addresses() -> None:
     assert join_address("localhost", 80) == "localhost:80"
     with pytest.raises(ValueError, match="must be"):
         parse_source({"url": "x"})
+
+
+def test_sources_may_change_under_way(tmp_path: Path) -> None:
+    """What the old ones said holds until the new ones were read; without any, nothing is known."""
+    files = [tmp_path / name for name in ("one.yml", "two.yml")]
+    for file, port in zip(files, (1, 2), strict=True):
+        file.write_text(f"services: {{svc: {{endpoints: ['h:{port}']}}}}")
+    mesh = Mesh(tmp_path / "health", Policy())
+
+    async def run() -> None:
+        lease = ActuatorLease(FolderStore(tmp_path / "store"))
+        with ThreadPoolExecutor(1) as executor:
+            runner = HealthRunner(mesh.loop, ManualClock(mesh.now), 1000, executor, executor, [], 10, lease)
+            for file, port in zip(files, (1, 2), strict=True):
+                await runner.use_sources([parse_source({"file": str(file)})])
+                while mesh.loop.facts.get("svc", {}).keys() != {f"h:{port}"}:
+                    await asyncio.sleep(0.01)
+            await runner.use_sources([])
+            assert mesh.loop.facts == {}
+            await runner.close()
+
+    asyncio.run(asyncio.wait_for(run(), 60))

@@ -237,3 +237,12 @@ def test_a_token_file_must_hold_a_secret(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["/api/v1/query", "/loki/api/v1/labels", "/api/v1/health/endpoints"])
 def test_reading_is_the_rule(path: str) -> None:
     assert role_needed("GET", path) is Role.READ
+
+
+def test_tokens_may_change_under_way() -> None:
+    guard = Guard(TOKENS, Tally())
+    assert status(guard, "GET", "/metrics", "reader") == 200
+    assert not guard.replace(list(TOKENS))
+    assert guard.replace([TOKENS[3]])
+    assert status(guard, "GET", "/metrics", "reader") == 401
+    assert status(guard, "GET", "/metrics", "boss") == 200

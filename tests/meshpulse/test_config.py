@@ -99,6 +99,13 @@ def test_off_is_a_word() -> None:
         ("scrape_configs:\n  - job_name: a\n    targets: [x]\n", "line 3: scrape_configs.0.targets: unknown key"),
         ("scrape_configs:\n  - metrics_path: /x\n", "line 2: scrape_configs.0.job_name: Field required"),
         ("scrape_configs:\n- job_name: a\n- job_name: a\n", "job_name 'a' is used twice"),
+        (
+            "scrape_configs:\n- job_name: a\n  dns_sd_configs: []\n",
+            "line 3: scrape_configs.0.dns_sd_configs: is not supported",
+        ),
+        ("scrape_configs:\n- job_name: a\n  oauth: {}\n", "line 3: scrape_configs.0.oauth: unknown key"),
+        ("scrape_configs:\n- job_name: a\n  oauth2: {}\n", "line 3: scrape_configs.0.oauth2: is not supported"),
+        ("global:\n  evaluation_interval: 1s\n", "line 2: global.evaluation_interval: is not supported"),
         ("wal:\n  sync: off\n  sync: always\n", "line 3: wal.sync is written twice, first in 2"),
         ("wal: [\n", "line 2: "),
         ("- 1\n", "line 1: the file must be a mapping"),
@@ -143,3 +150,79 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
 )
 def test_listen(listen: str, address: tuple[str, int]) -> None:
     assert split_listen(listen) == address
+
+
+JOB = """
+scrape_configs:
+- job_name: a
+  KEY
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("relabel_configs: [{action: keep, regex: '('}]", "relabel_configs.0: error parsing regexp: missing ): "),
+        ("relabel_configs: [{action: hashmod, target_label: x}]", "hashmod requires non-zero modulus"),
+        ("metric_relabel_configs: [{regex: a}]", "replace action requires 'target_label' value"),
+        ("basic_auth: {username: u, username_file: f}", "at most one of basic_auth username & username_file"),
+        ("basic_auth: {password: p, password_file: f}", "at most one of basic_auth password & password_file"),
+        ("authorization: {credentials: c, credentials_file: f}", "at most one of authorization credentials &"),
+        ("authorization: {type: Basic}", 'authorization type cannot be set to "basic", use "basic_auth" instead'),
+        ("{authorization: {}, basic_auth: {}}", "at most one of basic_auth, oauth2 & authorization"),
+        ("tls_config: {cert_file: f}", "cert_file and key_file belong together"),
+        ("tls_config: {min_version: TLS9}", "line 4: scrape_configs.0.tls_config.min_version: Input should be"),
+        ("proxy_url: 'socks5://h:1'", "must begin with http://"),
+        ("static_configs: [{targets: ['http://h:1']}]", '"http://h:1" is not a valid hostname'),
+        ("file_sd_configs: [{files: []}]", "file_sd_configs.0.files: List should have at least 1 item"),
+        ("file_sd_configs: [{files: [a.txt]}]", 'path name "a.txt" is not valid for file discovery'),
+        ("file_sd_configs: [{files: [a.json], refresh_interval: 0}]", "refresh_interval must be above zero"),
+        ("http_sd_configs: [{url: ''}]", "URL is missing"),
+        ("http_sd_configs: [{url: 'ftp://h/'}]", "URL scheme must be 'http' or 'https'"),
+        ("http_sd_configs: [{url: 'http:///x'}]", "host is missing in URL"),
+    ],
+)
+def test_mistakes_in_a_job_have_prometheus_words(key: str, words: str) -> None:
+    text = JOB.replace("KEY", key if not key.startswith("{") else key[1:-1].replace(", basic", "\n  basic"))
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text)
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("line ")
+
+
+def test_paths_of_a_job_begin_beside_the_file_and_texts_are_read_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "meshpulse.yml"
+    file.write_text("""
+scrape_configs:
+- job_name: a
+  tls_config: {ca_file: ca.pem}
+  basic_auth: {username: 1, password_file: /secret}
+  file_sd_configs: [{files: ['targets/*.json', /abs.yml]}]
+  static_configs: [{targets: [], labels: {port: 80, ready: true, none: null}}]
+  relabel_configs: [{target_label: a, regex:, replacement: 8080}]
+""")
+    (job,) = load_config(file).scrape_configs
+    assert job.tls_config.ca_file == tmp_path / "ca.pem"
+    assert job.basic_auth is not None
+    assert (job.basic_auth.username, job.basic_auth.password_file) == ("1", Path("/secret"))
+    assert job.file_sd_configs[0].source().files == (f"{tmp_path}/targets/*.json", "/abs.yml")
+    assert job.static_configs[0].labels == {"port": "80", "ready": "true", "none": ""}
+    assert (job.relabel_configs[0].regex, job.relabel_configs[0].replacement) == ("", "8080")
+
+
+def test_no_secret_is_shown() -> None:
+    config = parse_config("""
+auth: {tokens: [{name: a, token: hush-0123456789abcdef, roles: [read]}]}
+scrape_configs:
+- job_name: a
+  basic_auth: {username: me, password: hush}
+  proxy_url: http://me:hush@proxy:1/
+  http_sd_configs: [{url: "http://me:hush@h/x", authorization: {credentials: hush}}]
+- {job_name: b, authorization: {credentials: ""}}
+""")
+    shown = str(config.model_dump(mode="json", by_alias=True))
+    assert "hush" not in shown
+    assert shown.count("<secret>") == 5
+    assert "http://me:<secret>@h/x" in shown
+    assert "hush" not in repr(config.scrape_configs[0].basic_auth)
+    assert "'retention': '15d'" in shown

@@ -439,3 +439,26 @@ StoreModel.TestCase.settings = settings(
     max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestStoreModel = StoreModel.TestCase
+
+
+def test_what_a_running_store_follows(tmp_path: Path) -> None:
+    db = opened(tmp_path, tenants_auto_create=True, series=SeriesLimits(active_series_max=4))
+    known = db.tenant("a")
+    put(known, [({"__name__": "m", "i": str(i)}, T0, 0) for i in range(3)])
+    own = {"a": TenantConfig(SeriesLimits(active_series_max=3), retention_ms=HOUR), "b": TenantConfig(retention_ms=7)}
+    changed = config(
+        tmp_path, shards=8, series=SeriesLimits(active_series_max=4), tenants=own, retention_ms=9, retention_bytes=5
+    )
+    assert db.follow(changed) == []
+    assert (db.config.shards, db.config.retention_ms, db.config.retention_bytes) == (1, 9, 5)
+    with pytest.raises(LimitError, match="3 series"):
+        known.registry.resolve({"__name__": "m", "i": "new"})
+    assert known.logs.limits.retention_ms == HOUR
+    with pytest.raises(RejectedError):
+        db.tenant("new")  # tenants are no more made by writes
+    assert db.tenant("b", create=True).logs.limits.retention_ms == 7
+    large = {"a": TenantConfig(SeriesLimits(active_series_max=1000))}
+    assert db.follow(config(tmp_path, series=SeriesLimits(active_series_max=4), tenants=large)) == ["a"]
+    with pytest.raises(LimitError, match="3 series"):  # its old limits hold
+        known.registry.resolve({"__name__": "m", "i": "new"})
+    db.close()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 
@@ -196,3 +197,28 @@ def test_threads_write_and_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert not failures
     assert len(registry) == total
     assert registry.label_values("n") == sorted(str(i) for i in range(total))
+
+
+def test_limits_may_change_within_the_room_that_was_reserved() -> None:
+    registry = SeriesRegistry(SeriesLimits(active_series_max=4, labels_max=5))
+
+    def fill(n: int) -> int:
+        """How many of n series there is room for."""
+        before = len(registry)
+        for i in range(n):
+            with contextlib.suppress(LimitError):
+                registry.resolve({"__name__": "m", "i": str(before + i)})
+        return len(registry)
+
+    assert fill(9) == 4
+    assert registry.use_limits(SeriesLimits(active_series_max=6, labels_max=5))
+    assert fill(9) == 6
+    for too_large in (SeriesLimits(active_series_max=9, labels_max=5), SeriesLimits(active_series_max=4, labels_max=6)):
+        assert not registry.use_limits(too_large)
+    assert registry.use_limits(SeriesLimits(active_series_max=8, labels_max=1))
+    with pytest.raises(LimitError, match="labels"):
+        registry.resolve({"__name__": "m", "i": "new"})
+    assert registry.resolve({"__name__": "alone"}) == 6
+    assert registry.use_limits(SeriesLimits(active_series_max=2, labels_max=5))
+    assert fill(1) == 7
+    assert registry.resolve({"__name__": "m", "i": "0"}) == 0  # what is there stays
