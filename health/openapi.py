@@ -327,6 +327,26 @@ def _schemas() -> dict[str, Json]:
             service=_TEXT,
             revision=_REVISION,
         ),
+        "HealthSiteGate": _object(
+            verdict={"enum": ["go", "halt", "wait"]},
+            reason=_TEXT,
+            site=_TEXT,
+            host=_TEXT,
+            requests_after=_COUNT,
+            requests_before=_COUNT,
+            sites=_COUNT,
+            peers=_list(_TEXT),
+            checks=_list(
+                _object(
+                    name=_TEXT,
+                    site=_TEXT,
+                    verdict={"enum": ["pass", "fail", "inconclusive", "common_cause"]},
+                    reason=_TEXT,
+                )
+            ),
+            min_requests_missing=_COUNT,
+            rollout=_TEXT,
+        ),
         "HealthSlo": _object(
             service=_TEXT,
             objective=_RATIO,
@@ -376,9 +396,10 @@ _WAIT = (
 _NAME = _parameter("name", "of the policy", where="path")
 
 
-def _answer(schema: str, about: str) -> Json:
-    """An answer in the envelope."""
-    envelope = _object(status={"const": "success"}, data=_ref(schema), warnings=_list(_TEXT))
+def _answer(schema: str, about: str, *others: str) -> Json:
+    """An answer in the envelope, of one schema or one of several."""
+    data = {"anyOf": [_ref(name) for name in (schema, *others)]} if others else _ref(schema)
+    envelope = _object(status={"const": "success"}, data=data, warnings=_list(_TEXT))
     return {"description": about, "content": {"application/json": {"schema": envelope}}}
 
 
@@ -408,13 +429,19 @@ def _gate(method: str) -> Json:
     return _route(
         "whether a rollout may go on" + (" (parameters may be a JSON body)" if method == "post" else ""),
         {
-            200: _answer("HealthGate", "go"),
-            412: _answer("HealthGate", "halt"),
-            425: _answer("HealthGate", "not enough evidence"),
+            200: _answer("HealthGate", "go", "HealthSiteGate"),
+            412: _answer("HealthGate", "halt", "HealthSiteGate"),
+            425: _answer("HealthGate", "not enough evidence", "HealthSiteGate"),
         },
         _parameter("rollout", "its name, for logs", where="path"),
-        _THE_SERVICE if method == "get" else _SERVICE,
-        _parameter("version", "the new version", needed=method == "get"),
+        _SERVICE,
+        _parameter("version", "the new version of the service; or, for a change of nginx, the next ones"),
+        _parameter("site", "server_name of a site; all of the host when left out"),
+        _parameter("host", "the changed machine"),
+        _parameter("changed_at", "when, RFC 3339 or unix seconds, at most 6h ago"),
+        _parameter("baseline", "how much of the time before to compare with, 10m"),
+        _parameter("updated", "machines that were changed before, with commas"),
+        _parameter("min_requests", "fewer after the change are not enough evidence", schema=_COUNT),
         _parameter("window", "how far to look back, 10m"),
         _parameter("margin", "most excess that still passes, 0.005"),
         _parameter("status", "200: always answer 200"),

@@ -208,6 +208,8 @@ def test_real_answers_fit(lively: Mesh, tmp_path: Path) -> None:
             assert statuses <= {200, 412, 425}
             assert (await ask("GET", "gates/{rollout}", gate + "&status=200"))[0] == 200
             assert (await ask("GET", "gates/{rollout}", "gates/r?service=svc"))[0] == 400
+            site = f"gates/r?site=a.example&host=web-1&changed_at={mesh.now / 1000 - 60}"
+            assert (await ask("GET", "gates/{rollout}", site))[0] == 425
 
             asked = {"resource_names": ["svc"], "node": {"id": "e"}, "version_info": ""}
             validator({"$ref": "#/components/schemas/DiscoveryRequest"}).validate(asked)
