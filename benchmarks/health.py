@@ -1,6 +1,7 @@
 """Every row of the health acceptance table, simulated with known truth: ``python -m benchmarks.health [--quick]``.
 
-Then the closed loop of :mod:`benchmarks.health_live` with real Envoys (not with ``--quick``).
+Then what the snapshot costs (:mod:`benchmarks.health_api`) and the closed loop with real Envoys
+(:mod:`benchmarks.health_live`), not with ``--quick``.
 
 What is measured is the whole decision: detectors, guards and state machine of :mod:`health`, second by second, on many
 services side by side. Times run from the onset of the fault to the decision (not to its effect in a proxy).
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import health_worlds as worlds
+from benchmarks.health_api import api
 from benchmarks.health_live import live
 from health.detectors import detect
 from health.machine import Ejector
@@ -371,6 +373,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"| {row.name} | {row.bar} | {row.measured} | {mark} |", flush=True)
     print(f"\n{missed} bars missed; {time.process_time() - started:.0f} CPU s, seeded, so every run gives the same.\n")
     if not quick:
+        missed += not api()
         missed += not asyncio.run(live(120.0))
     return 1 if missed else 0
 

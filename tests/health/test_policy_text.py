@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from health.mapping import parse_mapping
 from health.policy import Mode, Policy
 from health.policy_text import PolicyError, parse_duration_ms, parse_policy, policy_data
+from health.topology import parse_source, parse_static
 
 
 def test_the_default_survives_the_round_trip() -> None:
@@ -77,3 +84,36 @@ def test_durations() -> None:
         2_000,
         3_600_000,
     ]
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+
+
+def test_every_key_is_documented_with_its_default() -> None:
+    text = (ROOT / "docs/api/health-policy.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| `(.*?)` \| .+ \|$", text, re.MULTILINE))
+    assert rows == dict(leaves(policy_data(Policy())))
+
+
+def test_examples_of_the_documentation_can_be_used() -> None:
+    seen = set()
+    for name in ("health-policy.md", "health.md"):
+        for block in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/api" / name).read_text(), re.DOTALL):
+            data = yaml.safe_load(block)
+            health = data.get("health", {}) if isinstance(data, dict) else {}
+            for key, parse in (("policies", parse_policy), ("mappings", parse_mapping), ("topology", parse_source)):
+                for entry in health.get(key, ()):
+                    parse(entry)
+                    seen.add(key)
+            if isinstance(data, dict) and "services" in data:
+                assert parse_static(block)
+                seen.add("services")
+    assert seen == {"policies", "mappings", "topology", "services"}
