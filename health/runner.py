@@ -81,7 +81,7 @@ class HealthRunner:
             self._reading = asyncio.create_task(self._read_sources_for_ever())
             self._tasks.append(self._reading)
 
-    async def use_sources(self, sources: list[TopologySource]) -> None:
+    async def use_sources(self, sources: Sequence[Source]) -> None:
         """Read topology from others from now on; what the old ones said holds until the new ones were read."""
         if self._reading is not None:
             self._reading.cancel()
