@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import structlog
 
 from health.policy_text import parse_policy
-from health.topology import parse_source
+from health.topology import FollowedSource, parse_source
 from meshpulse.auth import Guard, Token
 from meshpulse.config import Config, ConfigError
 from meshpulse.live import changed_keys, in_force, is_at_once
@@ -92,11 +92,15 @@ class Reloader:
         if self._open_to_all and not tokens:
             raise ConfigError("auth.tokens: the last token may not go while others than this machine reach the port")
         old = self._runtime.config
-        new = in_force(old, read)
-        await asyncio.to_thread(scrape_jobs, new)  # what cannot be used is refused before anything is changed
         differing = list(changed_keys(old, read))
         waiting = [key for key in differing if not is_at_once(key)]
         changed = [key for key in differing if is_at_once(key)]
+        new = in_force(old, read)
+        if "health.topology" in changed and _follows(old, read):
+            new = new.model_copy(update={"health": new.health.model_copy(update={"topology": old.health.topology})})
+            changed.remove("health.topology")
+            waiting.append("health.topology")
+        await asyncio.to_thread(scrape_jobs, new)  # what cannot be used is refused before anything is changed
         # secrets in files change without the configuration
         if self._guard.replace(tokens) and "auth.tokens" not in changed:
             changed.append("auth.tokens")
@@ -127,3 +131,8 @@ class Reloader:
             await runner.call(runner.health.use_configured, {policy.name: policy for policy in policies})
         if old.health.topology != new.health.topology:
             await runner.use_sources([parse_source(data) for data in new.health.topology])
+
+
+def _follows(*configs: Config) -> bool:
+    """Whether a topology comes from a server whose adapter was built with the list of what to follow."""
+    return any(isinstance(parse_source(data), FollowedSource) for config in configs for data in config.health.topology)
