@@ -9,7 +9,7 @@ import typer
 
 from meshpulse import version
 from meshpulse.health_cli import app as health
-from meshpulse.memory import pause_collection
+from meshpulse.memory import collect_seldom
 
 if TYPE_CHECKING:
     from meshpulse.auth import Token
@@ -77,7 +77,7 @@ def serve(
     ] = None,
 ) -> None:
     """Take samples in, keep them, answer queries; SIGTERM ends it cleanly."""
-    pause_collection()
+    collect_seldom()
     from meshpulse.config import ConfigError, load_config, read_tokens
     from meshpulse.lock import FolderLock, FolderLockedError
     from meshpulse.logs import configure_logs

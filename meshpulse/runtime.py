@@ -30,7 +30,7 @@ from meshpulse.edge import Edge, EdgeLimits
 from meshpulse.exemplars import ExemplarReader
 from meshpulse.health import HealthParts, build_health
 from meshpulse.live import LiveConfig
-from meshpulse.memory import settle_objects
+from meshpulse.memory import COMPILING_S, settle_objects
 from meshpulse.nginx import NginxParts, build_nginx
 from meshpulse.query_log import QueryLog
 from meshpulse.scraping import Scraping
@@ -231,7 +231,7 @@ class Runtime:
                 report(done, total, name)
 
             progress.warm_seconds = warm(on_kernel)
-        settle_objects()
+        settle_objects(compiled=progress.warm_seconds > COMPILING_S)
         progress.enter(Phase.REPLAYING)
         begin = time.perf_counter()
         db = TSDB(store_config(self.config), self.tally)

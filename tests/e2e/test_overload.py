@@ -44,7 +44,7 @@ class Sender(threading.Thread):
     def run(self) -> None:
         try:
             self._run()
-        except Exception as error:  # told by the test, on its own thread
+        except Exception as error:  # noqa: BLE001 - told by the test, on its own thread
             self.problem = error
 
     def _run(self) -> None:
