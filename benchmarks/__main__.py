@@ -7,8 +7,8 @@ import platform
 import sys
 from pathlib import Path
 
-from benchmarks import ingest, query, scrape, senders, startup
-from benchmarks.peers import all_servers
+from benchmarks import catchup, ingest, mixed, query, scrape, senders, startup
+from benchmarks.peers import all_servers, meshpulse
 
 SERIES = 100_000
 QUERY_SERIES = 10_000
@@ -73,8 +73,24 @@ def main() -> None:
     _row(
         f"samples/s, {ingest.SENDERS} connections",
         f"{mine.wall_samples_per_second:,.0f}",
-        "",
+        "2,500,000",
         _peers({n: f.wall_samples_per_second for n, f in written.items()}, ",.0f"),
+    )
+    with meshpulse() as server:
+        both = mixed.measure(server, SERIES)
+    _row(
+        f"one series, instant, p99 ms while {both.samples_per_second / 1e6:.2f} M samples/s are written",
+        f"{both.busy_p99:.1f} ({both.busy_p99 / both.idle_p99:.1f}x idle)",
+        "20",
+        "",
+    )
+    with meshpulse() as server:
+        caught = catchup.measure(server, SERIES)
+    _row(
+        "catch-up after an hour, times real time",
+        f"{caught.times_real_time:.0f} ({caught.sample_ns:.0f} ns CPU a sample)",
+        "10",
+        "",
     )
     protocols = senders.measure_all()
     first = protocols["remote-write 1.0"]
