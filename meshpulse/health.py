@@ -61,6 +61,13 @@ class HealthParts:
         if self.dogma is not None:
             self.dogma.start()
 
+    async def use_topology(self, wanted: Sequence[object]) -> None:
+        """Read topology from other sources from now on; on the event loop."""
+        sources = [parse_source(data) for data in wanted]
+        if self.dogma is not None:
+            self.dogma.list_too(connected(sources, self.dogma))
+        await self.runner.use_sources(sources)
+
     async def close(self, seconds: float) -> None:
         """Answer those who wait, end the ticks, let everybody use every endpoint.
 
@@ -138,10 +145,15 @@ def _central_dogma(
         wanted.tls_cert_file,
         wanted.tls_key_file,
     )
-    followed = [source for source in sources if isinstance(source, FollowedSource)]
-    listed = [Target.parse(cluster) for source in followed for cluster in source.clusters]
     written = [Target.parse(cluster) for cluster in wanted.clusters]
-    adapter = CentralDogma(runner, DogmaClient(access), Ledger(db.store), written, listed)
-    for source in followed:
-        source.provide = adapter.known_facts
+    adapter = CentralDogma(runner, DogmaClient(access), Ledger(db.store), written)
+    adapter.list_too(connected(sources, adapter))
     return adapter
+
+
+def connected(sources: Sequence[Source], dogma: CentralDogma) -> list[Target]:
+    """Let sources that name clusters of Central Dogma take what is known of them; these clusters."""
+    followed = [source for source in sources if isinstance(source, FollowedSource)]
+    for source in followed:
+        source.provide = dogma.known_facts
+    return [Target.parse(cluster) for source in followed for cluster in source.clusters]

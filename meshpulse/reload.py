@@ -96,7 +96,7 @@ class Reloader:
         waiting = [key for key in differing if not is_at_once(key)]
         changed = [key for key in differing if is_at_once(key)]
         new = in_force(old, read)
-        if "health.topology" in changed and _follows(old, read):
+        if "health.topology" in changed and self._cannot_follow(read):
             new = new.model_copy(update={"health": new.health.model_copy(update={"topology": old.health.topology})})
             changed.remove("health.topology")
             waiting.append("health.topology")
@@ -130,9 +130,11 @@ class Reloader:
             policies = [parse_policy(data) for data in new.health.policies]
             await runner.call(runner.health.use_configured, {policy.name: policy for policy in policies})
         if old.health.topology != new.health.topology:
-            await runner.use_sources([parse_source(data) for data in new.health.topology])
+            await parts.health.use_topology(new.health.topology)
 
-
-def _follows(*configs: Config) -> bool:
-    """Whether a topology comes from a server whose adapter was built with the list of what to follow."""
-    return any(isinstance(parse_source(data), FollowedSource) for config in configs for data in config.health.topology)
+    def _cannot_follow(self, read: Config) -> bool:
+        """Whether topology is to come from a server whose adapter there is not: its address waits for a restart."""
+        parts = self._runtime.parts
+        adapter = parts.health.dogma if parts and parts.health else None
+        sources = (parse_source(data) for data in read.health.topology)
+        return adapter is None and any(isinstance(source, FollowedSource) for source in sources)

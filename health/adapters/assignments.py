@@ -13,6 +13,7 @@ from health.adapters.eds import assignment, enforced, service_name
 from health.board import Revision
 from health.runner import HealthRunner
 from health.topology import Facts
+from health.verdicts import Kind
 
 LOOK_AGAIN_S = 5.0
 """How late a waiting proxy may hear of the end of a lease, which nothing announces."""
@@ -84,7 +85,7 @@ class Assignments:
         self.refusals += 1
         service = service_name(names[0]) if names else ""
         evidence = {"version": version, "error": error[-_ERROR_CHARS:], "node": node}
-        await self._runner.call(self._runner.health.say, "nack", service, "", f"node:{node}", evidence)
+        await self._runner.call(self._runner.health.say, Kind.NACK, service, "", f"node:{node}", evidence)
 
 
 def keep(table: OrderedDict[K, V], key: K, value: V) -> None:

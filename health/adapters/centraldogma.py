@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import aiohttp
@@ -26,6 +26,7 @@ from health.adapters.eds import enforced, service_name
 from health.board import EndpointView
 from health.runner import HealthRunner
 from health.topology import Fact, Facts
+from health.verdicts import Kind
 from tsdb.blockstore import AlreadyExistsError
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,6 @@ class CentralDogma:
     Parameters
     ----------
     written : clusters that get our verdicts
-    listed : clusters that are read only, for their endpoints
     gap_s : between two operations on one endpoint
 
     Attributes
@@ -65,18 +65,18 @@ class CentralDogma:
         client: DogmaClient,
         ledger: Ledger,
         written: Sequence[Target],
-        listed: Sequence[Target] = (),
         gap_s: float = GAP_S,
     ) -> None:
         self._runner = runner
         self._client = client
         self._ledger = ledger
         self._written = tuple(written)
-        self._listed = tuple(target for target in dict.fromkeys(listed) if target not in self._written)
+        self._followed = set(self._written)
         self._gap_s = gap_s
         self._acting: set[str] = set()
         self._sent_s: dict[tuple[str, Key], float] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[Target, asyncio.Task[None]] = {}
+        self._running = False
         self.operations: Counter[str] = Counter()
         self.problems: dict[str, str] = {}
         self.facts: dict[str, dict[str, Fact]] = {}
@@ -92,13 +92,24 @@ class CentralDogma:
 
     def start(self) -> None:
         """Begin."""
-        self._tasks = [asyncio.create_task(self._keep(target)) for target in (*self._written, *self._listed)]
+        self._running = True
+        self._tasks = {target: asyncio.create_task(self._keep(target)) for target in self._followed}
+
+    def list_too(self, targets: Iterable[Target]) -> None:
+        """Follow these clusters for their endpoints, beside those that are written, and no others."""
+        self._followed = {*self._written, *targets}
+        if self._running:
+            for target in self._tasks.keys() - self._followed:
+                self._tasks.pop(target).cancel()
+                self.facts.pop(service_name(target.cluster), None)
+            new = self._followed - self._tasks.keys()
+            self._tasks |= {target: asyncio.create_task(self._keep(target)) for target in new}
 
     async def close(self, seconds: float) -> None:
         """Give back what we changed, as far as that is possible in this time; the board must be closed by now."""
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         try:
             async with asyncio.timeout(seconds):
                 await asyncio.gather(*(self._give_back(target) for target in self._written))
@@ -238,7 +249,7 @@ class CentralDogma:
         for entry in overwritten:
             self.operations["overwritten"] += 1
             evidence = {"now": entry.mark.status, "wanted": marks[entry.key].status, "cluster": target.cluster}
-            await self._runner.call(say, "overwritten", service, entry.address, "central_dogma", evidence)
+            await self._runner.call(say, Kind.OVERWRITTEN, service, entry.address, "central_dogma", evidence)
 
     # -- waiting ---------------------------------------------------------------------------------------------------
 

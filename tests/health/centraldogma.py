@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -111,8 +112,14 @@ class CentralDogma:
     down : answer everything with this status
     """
 
-    def __init__(self, version: tuple[int, int] = (0, 86), tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        version: tuple[int, int] = (0, 86),
+        tokens: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.version = version
+        self.tls = tls
         self.tokens = tokens or {}
         self.batch_s, self.commit_s = 3.0, 0.05
         self.repos: dict[str, Repo] = {"g": Repo()}
@@ -135,9 +142,9 @@ class CentralDogma:
         app.router.add_route("*", "/{tail:.*}", self._serve)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self.tls)
         await site.start()
-        self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[union-attr]
+        self.url = f"http{'s' * bool(self.tls)}://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[union-attr]
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from health.adapters.centraldogma import BULK, CentralDogma
@@ -19,6 +21,7 @@ from health.adapters.dogma_client import Access, DogmaClient, DogmaError
 from health.adapters.dogma_ledger import Ledger
 from health.adapters.dogma_plan import Target, entries
 from health.policy import Mode, Policy
+from tests.e2e.test_access import certificate
 from tests.health import centraldogma
 from tests.health.test_eds import Bench
 from tests.health.test_loop import QUICK
@@ -70,7 +73,9 @@ class World:
         client = DogmaClient(Access(self.dogma.url, token="secret" if self.dogma.tokens else ""))
         ledger = Ledger(self.bench.store)
         options = {"written": [TARGET], "gap_s": self.dogma.batch_s + 0.5, **more}
+        listed = options.pop("listed", ())
         adapter = CentralDogma(self.bench.runner, client, ledger, **options)
+        adapter.list_too(listed)
         adapter.start()
         return adapter
 
@@ -225,7 +230,7 @@ def test_a_restart_and_another_instance_know_what_others_had_said(tmp_path: Path
     async def main() -> None:
         async with world(tmp_path, listing=listed(["10.0.0.3:80", "10.0.0.1:80"], healthStatus="DEGRADED")) as w:
             await w.until(lambda: w.status() == "UNHEALTHY" and w.adapter.operations["committed"] == 1)
-            for task in w.adapter._tasks:  # killed
+            for task in w.adapter._tasks.values():  # killed
                 task.cancel()
             w.move(mode=Mode.DRY_RUN)
             second = w.start()
@@ -375,7 +380,7 @@ def test_a_file_that_is_missing_and_a_server_that_is_down(tmp_path: Path) -> Non
         async with world(tmp_path) as w:
             await w.until(lambda: w.status() == "UNHEALTHY")
             text = w.dogma.repos["g"].files.pop(w.path)
-            w.adapter._tasks[0].cancel()
+            w.adapter._tasks[TARGET].cancel()
             second = w.start()
             await w.until(lambda: "404" in second.problems.get(CLUSTER, ""))
             w.dogma.down = 503
@@ -404,6 +409,10 @@ def test_endpoints_are_a_topology(tmp_path: Path) -> None:
             assert (fact.version, fact.health) == ("v7", "")
             assert second.facts[generated.cluster]["10.1.0.1:80"].health == "DRAINING"
             operations = len(w.dogma.operations)
+            second.list_too([])
+            assert list(second.facts) == [CLUSTER]
+            second.list_too([generated])
+            await w.until(lambda: len(second.facts) == 2)
             await second.close(0)
             assert len(w.dogma.operations) == operations
 
@@ -420,6 +429,31 @@ def test_the_stand_in_makes_a_second_copy_under_another_locality(tmp_path: Path)
             with pytest.raises(DogmaError, match="400"):
                 await w.register({**row(w.ill), "weight": 3})
             assert w.dogma.repos["g"].files[w.path][0] != "#"  # comments are lost
+
+    run(main)
+
+
+def test_certificates_of_both_sides(tmp_path: Path) -> None:
+    authority = certificate(tmp_path, "authority")
+    cert, key = certificate(tmp_path, "server", authority)
+    own, own_key = certificate(tmp_path, "client", authority)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    context.load_verify_locations(authority[0])
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    async def main() -> None:
+        async with centraldogma.CentralDogma(tls=context) as dogma:
+            dogma.create(FILE, listed(["10.0.0.1:80"]))
+            client = DogmaClient(Access(dogma.url, ca_file=authority[0], cert_file=own, key_file=own_key))
+            assert (await client.read(TARGET)).path == f"/{FILE}.yaml"
+            await client.close()
+            for access in (Access(dogma.url, ca_file=authority[0]), Access(dogma.url, cert_file=own, key_file=own_key)):
+                client = DogmaClient(access)
+                with pytest.raises((aiohttp.ClientError, OSError)):
+                    await client.read(TARGET)
+                assert client.requests[0] == 1
+                await client.close()
 
     run(main)
 
