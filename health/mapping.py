@@ -127,6 +127,18 @@ BUILT_IN: Mapping[str, SeriesMapping] = {
             healthy="envoy_cluster_endpoint_healthy",
         ),
         SeriesMapping(
+            # the same as Envoy's OpenTelemetry sink names it; the observer is the resource's service.instance.id
+            name="envoy_otlp",
+            service="envoy_cluster_name",
+            endpoint="envoy_endpoint_address",
+            counters=(
+                CounterRule("cluster_endpoint_rq_success_total", Counts.SUCCESS),
+                CounterRule("cluster_endpoint_rq_error_total", Counts.ERROR),
+                CounterRule("cluster_endpoint_cx_connect_fail_total", Counts.CONNECT_FAIL),
+            ),
+            healthy="cluster_endpoint_healthy",
+        ),
+        SeriesMapping(
             # histogram and counter of design page 4.3, as the router's upstream_log writes them, with the cluster
             name="envoy_access_log",
             service="upstream_cluster",
@@ -192,7 +204,7 @@ BUILT_IN: Mapping[str, SeriesMapping] = {
 }
 """Mappings that a configuration names instead of writing them out."""
 
-DEFAULT_MAPPINGS = ("envoy_endpoint", "envoy_access_log_latency", "nginx_upstream", "generic")
+DEFAULT_MAPPINGS = ("envoy_endpoint", "envoy_otlp", "envoy_access_log_latency", "nginx_upstream", "generic")
 
 
 @dataclass(slots=True)

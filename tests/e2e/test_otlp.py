@@ -180,6 +180,12 @@ def envoy_config(upstream_port: int, otlp_port: int) -> dict[str, Any]:
     return config
 
 
+def observers(server: Server) -> list[str]:
+    """Who reports attempts on the demo's cluster, as the health API sees it."""
+    answer = json.loads(server.get("/api/v1/health/observers", service=CLUSTER).body)
+    return [row["observer"] for row in answer["data"]["observers"]] if answer["status"] == "success" else []
+
+
 def test_envoys_stat_sink(server: Server, grpc_port: int, tmp_path: Path) -> None:
     file = tmp_path / "envoy.json"
     file.write_text(json.dumps(envoy_config(server.port, grpc_port)))
@@ -206,6 +212,7 @@ def test_envoys_stat_sink(server: Server, grpc_port: int, tmp_path: Path) -> Non
         endpoint = f'{cluster},envoy_endpoint_address="127.0.0.1:{server.port}"'
         wait_for(lambda: value(server, f"cluster_endpoint_rq_success_total{{{endpoint}}}") == 3)
         assert value(server, f"cluster_endpoint_rq_total{{{endpoint}}}") == 3
+        wait_for(lambda: observers(server) == ["envoy-1"])
         info = server.query('target_info{job="front"}')
         assert info[0]["metric"]["telemetry_sdk_name"] == "envoy"
         bucket = f'cluster_upstream_rq_time_bucket{{{cluster},le="+Inf"}}'
