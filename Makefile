@@ -56,6 +56,7 @@ bench: install ## measured figures beside the peers where they are installed
 
 bench-logs: install ## log pushes and searches: disk, CPU, latency (LINES=10000000 for the full figures)
 	$(BIN)/python -m benchmarks.logs $(if $(LINES),--lines $(LINES))
+	$(BIN)/python -m benchmarks.log_streams
 
 bench-health: install ## every health decision of the acceptance table, simulated with known truth, and a live run with Envoys (QUICK=1: a tenth of the first)
 	$(BIN)/python -m benchmarks.health $(if $(QUICK),--quick)

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,23 +57,30 @@ def _field(tag: bytes, content: bytes) -> bytes:
     return tag + _varint(len(content)) + content
 
 
+def encode_push(streams: Mapping[tuple[tuple[str, str], ...], Sequence[tuple[int, bytes]]]) -> bytes:
+    """A push request as protobuf: (ns, line) of each stream."""
+    out = []
+    for labels, rows in streams.items():
+        text = "{" + ", ".join(f'{k}="{v}"' for k, v in labels) + "}"
+        entries = []
+        for ts_ns, line in rows:
+            stamp = b"\x08" + _varint(ts_ns // SECOND) + b"\x10" + _varint(ts_ns % SECOND)
+            entries.append(_field(b"\x12", _field(b"\x0a", stamp) + _field(b"\x12", line)))
+        out.append(_field(b"\x0a", _field(b"\x0a", text.encode()) + b"".join(entries)))
+    return b"".join(out)
+
+
 def bodies(lines: Any, count: int, start_s: int) -> Iterator[tuple[int, bytes]]:
     """(bytes of the lines, body) of each push."""
     for batch in lines.batches(count, seed=1, start=start_s):
         for first in range(0, len(batch), BODY_LINES):
-            streams: dict[Any, list[bytes]] = {}
+            streams: dict[tuple[tuple[str, str], ...], list[tuple[int, bytes]]] = {}
             raw = 0
             for labels, ts_ns, line in batch[first : first + BODY_LINES]:
                 text = line.encode()
                 raw += len(text)
-                stamp = b"\x08" + _varint(ts_ns // SECOND) + b"\x10" + _varint(ts_ns % SECOND)
-                entry = _field(b"\x0a", stamp) + _field(b"\x12", text)
-                streams.setdefault(labels, []).append(_field(b"\x12", entry))
-            out = []
-            for labels, entries in streams.items():
-                text = "{" + ", ".join(f'{k}="{v}"' for k, v in labels) + "}"
-                out.append(_field(b"\x0a", _field(b"\x0a", text.encode()) + b"".join(entries)))
-            yield raw, bytes(cramjam.snappy.compress_raw(b"".join(out)))
+                streams.setdefault(labels, []).append((ts_ns, text))
+            yield raw, bytes(cramjam.snappy.compress_raw(encode_push(streams)))
 
 
 def push(server: Server, made: Iterator[tuple[int, bytes]]) -> tuple[int, float]:

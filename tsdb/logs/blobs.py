@@ -110,9 +110,10 @@ class BlobReader:
         """What :meth:`BlobWriter.put_texts` added."""
         n, lengths, place = entry
         offsets = np.zeros(n + 1, np.int64)
-        np.cumsum(self.ints(lengths, n), out=offsets[1:])
+        sizes = self.ints(lengths, n)
+        sizes.cumsum(out=offsets[1:])
         data = self.get(place)
-        if n and (int(offsets[-1]) != place[2] or int(np.diff(offsets).min()) < 0):
+        if n and (int(offsets[-1]) != place[2] or int(sizes.min()) < 0):
             raise CorruptionError(self._name, place[0], "lengths of texts do not add up")
         return Texts(data, offsets)
 

@@ -20,6 +20,7 @@ from tsdb.kernels.log_head import longest_word
 from tsdb.kernels.log_scan import find_at_begin
 from tsdb.logs.blobs import NO_INTS, BlobReader, BlobWriter
 from tsdb.logs.frame import Column, FieldKind, Texts, contains, gather, padded
+from tsdb.logs.needles import Place
 
 EXCEPTIONS_MAX = 0.3
 """Share of the rows that a type may leave out."""
@@ -66,7 +67,7 @@ class Numbers(NamedTuple):
 
 def spans_of(texts: Texts) -> Spans:
     """Texts as ranges."""
-    return Spans(texts.data, texts.offsets[:-1], np.diff(texts.offsets))
+    return Spans(texts.data, texts.offsets[:-1], texts.offsets[1:] - texts.offsets[:-1])
 
 
 # -- writing
@@ -374,9 +375,14 @@ class StoredColumn:
             text = Texts.of([self._entry["v"].encode("latin-1")])
             return Spans(text.data, np.zeros(k, np.int64), np.full(k, int(text.offsets[1])))
         if self.type == "dict":
-            return spans_of(self._texts("d")).rows(self._bytes()[rows].astype(np.int64))
+            data, offsets = self._texts("d")
+            codes = self._bytes()[rows].astype(np.int64)
+            starts = offsets[codes]
+            return Spans(data, starts, offsets[codes + 1] - starts)
         if self.type == "str":
-            return spans_of(self._texts("p")).rows(rows)
+            data, offsets = self._texts("p")
+            starts = offsets[rows]
+            return Spans(data, starts, offsets[rows + 1] - starts)
         if self.type == "hex":
             width = self.hex_width
             half = width // 2
@@ -410,11 +416,12 @@ class StoredColumn:
         texts = self._texts("d")
         if self._ints is None:
             slots = np.zeros(len(texts.data) + 1, np.int64)
-            np.cumsum(texts.data == kernels.SLOT, out=slots[1:])
-            counts = np.diff(slots[texts.offsets])[codes]
+            (texts.data == kernels.SLOT).cumsum(out=slots[1:])
+            before = slots[texts.offsets]
+            counts = (before[1:] - before[:-1])[codes]
             counts[self.odd()[0]] = 0
             self._first_int = np.zeros(self._n + 1, np.int64)
-            np.cumsum(counts, out=self._first_int[1:])
+            counts.cumsum(out=self._first_int[1:])
             total = self._entry["n"]
             if int(self._first_int[-1]) != total:
                 raise CorruptionError("column", 0, "numbers and skeletons differ")
@@ -460,7 +467,7 @@ class StoredColumn:
                 flags = (self.hex_bytes().reshape(self._n, -1)[rows] == wanted).all(axis=1)
         if flags is None:
             return contains(self.spans(rows).texts(), needle)
-        return self._with_odd(flags, rows, lambda text: needle in text)
+        return self._with_odd(flags, rows, lambda odd: contains(odd, needle))
 
     def _skeletons_hold(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """As :meth:`holds`: what is no digit stands in the skeleton, so that few rows need their text."""
@@ -471,18 +478,26 @@ class StoredColumn:
             flags[maybe] = contains(self.spans(rows[maybe]).texts(), needle)
         return flags
 
-    def begins(self, needle: bytes, rows: NDArray[np.int64], *, whole: bool) -> NDArray[np.bool_]:
-        """Which of some rows have a text that begins with the literal, or is it."""
+    @property
+    def cost(self) -> int:
+        """How much it takes to look for a text, for sorting."""
+        return ("const", "dict", "num", "ip", "hex", "skel", "str").index(self.type)
+
+    def stands(self, needle: bytes, place: Place, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of some rows have a text at a place of their value that is not anywhere."""
 
         def good(text: bytes) -> bool:
-            return text == needle if whole else text.startswith(needle)
+            if place is Place.WHOLE:
+                return text == needle
+            return text.startswith(needle) if place is Place.BEGIN else text.endswith(needle)
 
         flags = self._by_value(good, rows)
-        if flags is not None:
-            return self._with_odd(flags, rows, good)
-        found = np.zeros(len(rows), np.uint8)
-        find_at_begin(*self.spans(rows), np.frombuffer(needle, np.uint8), int(whole), found)
-        return found.view(np.bool_)
+        if flags is None:
+            alphabet = _ALPHABETS.get(self.type)
+            if alphabet is None or alphabet.issuperset(needle):
+                return _compared(self.spans(rows), needle, place)
+            flags = np.zeros(len(rows), np.bool_)
+        return self._with_odd(flags, rows, lambda odd: _compared(spans_of(odd), needle, place))
 
     def _flags(self, good: Callable[[bytes], bool]) -> NDArray[np.bool_]:
         return np.array([good(text) for text in self._texts("d").to_list()], np.bool_)
@@ -497,13 +512,13 @@ class StoredColumn:
         return None
 
     def _with_odd(
-        self, flags: NDArray[np.bool_], rows: NDArray[np.int64], good: Callable[[bytes], bool]
+        self, flags: NDArray[np.bool_], rows: NDArray[np.int64], good: Callable[[Texts], NDArray[np.bool_]]
     ) -> NDArray[np.bool_]:
         """The answer with that of the exceptions put in."""
         odd_rows, odd = self.odd()
         if len(odd_rows):
             answers = np.zeros(self._n, np.int8)
-            answers[odd_rows] = [1 if good(text) else -1 for text in odd.to_list()]
+            answers[odd_rows] = np.where(good(odd), 1, -1)
             own = answers[rows]
             flags = np.where(own != 0, own > 0, flags)
         return flags
@@ -542,3 +557,14 @@ class StoredColumn:
                 kind, plain=make, escaped=self.escaped, ints=self.ints()[rows], is_int=is_int, scale=self._entry["s"]
             )
         return Column(kind, plain=make, escaped=self.escaped)
+
+
+def _compared(values: Spans, needle: bytes, place: Place) -> NDArray[np.bool_]:
+    """Which texts begin with a literal, end with it, or are it."""
+    data, starts, lengths = values
+    if place is Place.END:
+        starts = np.where(lengths >= len(needle), starts + lengths - len(needle), starts)
+    found = np.zeros(len(starts), np.uint8)
+    wanted = np.frombuffer(needle, np.uint8)
+    find_at_begin(data, np.ascontiguousarray(starts), lengths, wanted, int(place is Place.WHOLE), found)
+    return found.view(np.bool_)

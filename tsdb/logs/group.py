@@ -22,6 +22,7 @@ from tsdb.kernels.log_split import JSON, TEXT, VALUES_MAX, copy_columns, pick_va
 from tsdb.logs.blobs import BlobReader, BlobWriter
 from tsdb.logs.columns import ColumnWriter, Spans, StoredColumn, spans_of
 from tsdb.logs.frame import DETECTED_LEVEL, PAD_BYTES, Column, FieldKind, Format, Texts, contains, gather, padded
+from tsdb.logs.needles import cases_of
 from tsdb.logs.rows import join_columns, level_column, split_metadata
 
 PATTERNS_MAX = 64
@@ -33,10 +34,6 @@ GAP_BYTES = 16
 HEAD_BYTES = 4
 LINE_BYTES_MAX = 1 << 62
 _UNITS_NS = (1_000_000_000, 1_000_000, 1_000)
-_MEMBER = re.compile(rb'"?[^"\\]*[^"\\{\[,:\s]":')
-"""A literal that begins with a JSON member's name, or the end of one, up to its colon: no quote that begins a string
-stands behind such a byte."""
-
 _LOGFMT_FIRST = re.compile(rb'([A-Za-z_][\w.\-/]*)=("?)')
 _LOGFMT_NEXT = re.compile(rb'("?) ([A-Za-z_][\w.\-/]*)=("?)')
 
@@ -266,13 +263,14 @@ class PatternHead:
         self.n: int = entry["n"]
         self.how: int = entry["how"]
         self.literals = [text.encode("latin-1") for text in entry["lit"]]
+        self.literal_key = tuple(self.literals)
         self.entries: list[dict[str, Any]] = entry["cols"]
         if len(self.literals) != len(self.entries) + 1:
             raise CorruptionError(name, 0, "a pattern does not fit its columns")
 
     @cached_property
     def fields(self) -> tuple[list[str], list[FieldKind]] | None:
-        return field_names(self.how, tuple(self.literals))
+        return field_names(self.how, self.literal_key)
 
 
 class GroupHead:
@@ -371,67 +369,31 @@ class _Pattern:
                 literals[-1] += text + literal
         return literals, columns
 
-    @cached_property
-    def _edges(self) -> frozenset[int] | None:
-        """Bytes of the literals that stand beside a value; None where two values touch."""
-        if not all(self.literals[1:-1]):
-            return None
-        after = [literal[:1] for literal in self.literals[1:]]
-        before = [literal[-1:] for literal in self.literals[:-1]]
-        return frozenset(b"".join(after + before))
+    def _can_hold(self, k: int, text: bytes) -> bool:
+        """Whether a value may hold a text: one of JSON holds no quote but behind a backslash."""
+        return self.head.how != JSON or b'"' not in text or self.column(k).escaped
 
     def matches(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        """Which of some lines hold a literal, by their columns alone; None where that cannot be told."""
-        if not needle or self._edges is None:
-            return None
-        if self._edges & set(needle):
-            return self._member_matches(needle, rows) if self.head.how == JSON else None
-        # No occurrence reaches over the border of a value: it would hold the byte beside it.
+        """Which of some lines hold a literal, by their columns alone; None where that takes too many looks."""
         if any(needle in literal for literal in self.literals):
             return np.ones(len(rows), np.bool_)
-        out = np.zeros(len(rows), np.bool_)
-        for column in self.columns:
-            out |= column.holds(needle, rows)
-        return out
-
-    def _member_matches(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        """As :meth:`matches` for literals like ``"name":value`` of JSON lines.
-
-        In JSON a quote behind no backslash is never inside a string; one that does not begin a string and stands
-        before a colon ends a name. Names are parts of the literals, so everything up to the colon can only be there.
-        """
-        member = _MEMBER.match(needle)
-        if member is None:
+        cases = cases_of(self.head.literal_key, needle)
+        if cases is None:
             return None
-        name, rest = member[0], needle[member.end() :]
         out = np.zeros(len(rows), np.bool_)
-        for k, literal in enumerate(self.literals):
-            at = literal.find(name)
-            while at >= 0:
-                tail = literal[at + len(name) :]
-                if tail.startswith(rest):
-                    return np.ones(len(rows), np.bool_)
-                if rest.startswith(tail):
-                    if k == len(self.columns):
-                        return None
-                    found = self._value_matches(k, rest[len(tail) :], rows)
-                    if found is None:
-                        return None
-                    out |= found
-                at = literal.find(name, at + 1)
+        for k, column in enumerate(self.columns):
+            if self._can_hold(k, needle):
+                out |= column.holds(needle, rows)
+        for case in cases:
+            if not all(self._can_hold(question.column, question.text) for question in case):
+                continue
+            left = np.flatnonzero(~out)
+            for question in sorted(case, key=lambda question: self.column(question.column).cost):
+                if not len(left):
+                    break
+                left = left[self.column(question.column).stands(question.text, question.place, rows[left])]
+            out[left] = True
         return out
-
-    def _value_matches(self, k: int, text: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        """Which values of column k, with the literal behind them, begin with ``text``."""
-        quoted = self.literals[k].endswith(b'"')
-        if quoted and b"\\" in text:
-            return None
-        end = text.find(b'"') if quoted else next((i for i, c in enumerate(text) if c in b",} \t\r\n"), -1)
-        if end < 0:
-            return self.columns[k].begins(text, rows, whole=False)
-        if not self.literals[k + 1].startswith(text[end:]):
-            return None if text[end:].startswith(self.literals[k + 1]) else np.zeros(len(rows), np.bool_)
-        return self.columns[k].begins(text[:end], rows, whole=True)
 
 
 class StoredRows:

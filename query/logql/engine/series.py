@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from query.engine.grid import group_ids
+from query.engine.grid import columns, group_ids
 from query.errors import BadDataError
 from query.logql.ast import Grouping
 from query.logql.engine.batch import ERROR, ERROR_DETAILS, Batch
@@ -94,9 +94,13 @@ class SeriesNumbers:
         if (numbers < 0).any():
             seen = np.zeros(len(refs), np.bool_)
             seen[stream_row] = True  # only streams that have a line make a series
-            for row in np.flatnonzero(seen & (numbers < 0)).tolist():
+            rows = np.flatnonzero(seen & (numbers < 0))
+            group, first = group_ids(np.ascontiguousarray(columns(labels, names)[rows]))
+            made = np.empty(len(first), np.int32)
+            for at, row in enumerate(rows[first].tolist()):
                 own = labels.labels(row)
-                numbers[row] = self._of(tuple((name, own[name]) for name in names if name in own))
+                made[at] = self._of(tuple((name, own[name]) for name in names if name in own))
+            numbers[rows] = made[group]
             self._of_ref[refs] = numbers
         return numbers[stream_row]
 
