@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from health.board import ServiceView
 from health.explain import Evaluation
+from health.history import Totals
 
+BURN_MS = 300_000
+BURN_LIMIT = 14.4
+"""Of a page: two per cent of a month's budget in an hour."""
+_BURN_ERRORS_MIN = 5
+"""As many as convict an endpoint: one error of ten attempts burns fast, and means nothing."""
 GO, HALT, WAIT = "go", "halt", "wait"
 STATUS = {GO: 200, HALT: 412, WAIT: 425}
 
 
 def gate(
-    compared: dict[str, Any], version: str, view: ServiceView | None, evaluation: Evaluation | None, now_ms: int
+    compared: dict[str, Any],
+    version: str,
+    view: ServiceView | None,
+    evaluation: Evaluation | None,
+    now_ms: int,
+    more: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """The verdict about one version of a service, with every check it was made of.
 
@@ -20,6 +35,7 @@ def gate(
     ----------
     compared : from :func:`health.compare.compare_sides`, the version against all others
     view, evaluation : of the service now; None = nobody reports about it
+    more : further checks
     """
     checks: list[dict[str, Any]] = []
     errors = compared["errors"]
@@ -31,6 +47,7 @@ def gate(
         group.label == "version" and group.value == version for group in evaluation.verdicts.degraded
     )
     checks.append({"name": "version_degraded", "verdict": "fail" if bad else "pass"})
+    checks += more
     fresh = view is not None and not view.frozen and now_ms < view.valid_until_ms
     checks.append({"name": "data_fresh", "verdict": "pass" if fresh else "inconclusive"})
     common = view is not None and bool(view.incident)
@@ -50,6 +67,21 @@ def gate(
         "checks": checks,
         "min_requests_missing": compared["min_requests_missing"],
     }
+
+
+def burn(totals: Totals, new: NDArray[np.bool_], objective: float) -> dict[str, Any]:
+    """The check whether the new version alone spends the error budget too fast, over the last five minutes.
+
+    Parameters
+    ----------
+    totals : of :data:`BURN_MS`
+    new : (H,) bool, endpoints of the new version
+    objective : wanted share of good attempts
+    """
+    errors, attempts = (float(counted[:, new].sum()) for counted in (totals.errors, totals.attempts))
+    rate = errors / attempts / (1 - objective) if attempts else 0.0
+    failed = rate > BURN_LIMIT and errors >= _BURN_ERRORS_MIN
+    return {"name": "burn_5m", "verdict": "fail" if failed else "pass", "value": rate, "limit": BURN_LIMIT}
 
 
 def _ratios(data: dict[str, Any]) -> dict[str, Any]:

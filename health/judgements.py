@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from health.api import Answer, ApiError, HealthApi, Request, success, time_ms
 from health.compare import MARGIN, Side, compare_sides
-from health.gates import STATUS, gate
+from health.gates import BURN_MS, STATUS, burn, gate
 from health.history import Totals, read_totals
 from health.past import Past, Plan
 from health.policy_text import parse_duration_ms, parse_policy
@@ -89,10 +89,29 @@ class Judgements:
         compared, warnings = await self._compared(service, Side("version", version), None, params)
         view = health.board.now.services.get(service)
         evaluation = await self._runner.call(health.evaluations.get, service)
-        data = gate(compared, version, view, evaluation, now_ms)
+        checks = await self._burn(service, version, params["objective"]) if params.get("objective") else []
+        data = gate(compared, version, view, evaluation, now_ms, checks)
         data |= {"rollout": found["rollout"], "service": service, "revision": str(health.board.now.revision)}
         status = 200 if params.get("status") == "200" else STATUS[data["verdict"]]
         return success(data, status, warnings=warnings)
+
+    async def _burn(self, service: str, version: str, text: str) -> list[dict[str, Any]]:
+        objective, health = _objective(text), self._runner.health
+        now_ms = self._runner.clock.now_ms()
+
+        def read() -> Totals:
+            return read_totals(self._frames, health.mappings, service, now_ms - BURN_MS, now_ms)
+
+        totals = await self._read(read)
+        new = Side("version", version).columns(totals, health.facts.get(service, {}))
+        return [burn(totals, new, objective)]
+
+    async def _read(self, read: Callable[[], T]) -> T:
+        """Read history beside the loop."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, read)
+        except LimitError as error:
+            raise ApiError("execution", str(error)) from None
 
     async def _site_gate(self, params: Mapping[str, str], rollout: str) -> Answer:
         """A change of an nginx configuration."""
@@ -125,10 +144,7 @@ class Judgements:
             data = judge_rollout(counts, site=site, host=host, now_ms=now_ms, updated=updated, min_requests=least)
             return data, list(counts.warnings)
 
-        try:
-            data, warnings = await asyncio.get_running_loop().run_in_executor(self._executor, judged)
-        except LimitError as error:
-            raise ApiError("execution", str(error)) from None
+        data, warnings = await self._read(judged)
         status = 200 if params.get("status") == "200" else STATUS[data["verdict"]]
         return success({"rollout": rollout, **data}, status, warnings=warnings)
 
@@ -176,19 +192,10 @@ class Judgements:
         if self._rerunning.locked():
             raise ApiError("unavailable", "another replay is running")
         async with self._rerunning:
-            try:
-                return await asyncio.get_running_loop().run_in_executor(self._executor, run)
-            except LimitError as error:
-                raise ApiError("execution", str(error)) from None
+            return await self._read(run)
 
     async def _slo(self, request: Request, _: re.Match[str]) -> Answer:
-        service, text = request.needed("service"), request.param("objective", "0.999")
-        try:
-            objective = float(text)
-        except ValueError:
-            objective = 0.0
-        if not 0 < objective < 1:
-            raise ApiError("bad_data", "objective must lie between 0 and 1")
+        service, objective = request.needed("service"), _objective(request.param("objective", "0.999"))
         now_ms, warnings = self._runner.clock.now_ms(), []
 
         def ask(query: str) -> float | None:
@@ -223,13 +230,20 @@ class Judgements:
         def read() -> Totals:
             return read_totals(self._frames, health.mappings, service, now_ms - window_ms, now_ms)
 
-        try:
-            totals = await asyncio.get_running_loop().run_in_executor(self._executor, read)
-        except LimitError as error:
-            raise ApiError("execution", str(error)) from None
+        totals = await self._read(read)
         policy = await self._runner.call(health.policy_of, service)
         data = compare_sides(totals, health.facts.get(service, {}), candidate, baseline, policy, margin)
         return {"service": service, "window": f"{window_ms // 1000}s", **data}, list(totals.warnings)
+
+
+def _objective(text: str) -> float:
+    try:
+        objective = float(text)
+    except ValueError:
+        objective = 0.0
+    if not 0 < objective < 1:
+        raise ApiError("bad_data", "objective must lie between 0 and 1")
+    return objective
 
 
 def _side(text: str) -> Side:

@@ -317,7 +317,14 @@ def _schemas() -> dict[str, Json]:
             reason=_TEXT,
             checks=_list(
                 _object(
-                    {"rd": _NUMBER, "mh_z": _NUMBER, "candidate": sides, "baseline": sides},
+                    {
+                        "rd": _NUMBER,
+                        "mh_z": _NUMBER,
+                        "candidate": sides,
+                        "baseline": sides,
+                        "value": _NUMBER,
+                        "limit": _NUMBER,
+                    },
                     name=_TEXT,
                     verdict=_THREE,
                 )
@@ -436,6 +443,7 @@ def _gate(method: str) -> Json:
         _parameter("rollout", "its name, for logs", where="path"),
         _SERVICE,
         _parameter("version", "the new version of the service; or, for a change of nginx, the next ones"),
+        _parameter("objective", "wanted share of good attempts: adds a check of the new version's burn rate over 5m"),
         _parameter("site", "server_name of a site; all of the host when left out"),
         _parameter("host", "the changed machine"),
         _parameter("changed_at", "when, RFC 3339 or unix seconds, at most 6h ago"),

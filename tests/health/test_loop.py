@@ -93,6 +93,21 @@ def test_silence_freezes_and_ends_the_lease(tmp_path: Path) -> None:
     assert view.valid_until_ms == mesh.now - 30_000 + QUICK.lease_ms
 
 
+def test_the_end_of_a_lease_is_said_once(tmp_path: Path) -> None:
+    mesh = Mesh(tmp_path, QUICK)
+    mesh.run(40)
+    mesh.silent = {0, 1, 2, 3}
+    events = mesh.run(QUICK.lease_ms // 1000 + 20)
+    (expired,) = [e for e in events if e["type"] == "lease_expired"]
+    assert (expired["service"], expired["endpoint"], expired["mode"]) == ("svc", "", None)
+    assert expired["evidence"] == {"data_age_ms": QUICK.lease_ms}
+    mesh.silent = set()
+    mesh.run(5)
+    mesh.silent = {0, 1, 2, 3}
+    again = [e for e in mesh.run(QUICK.lease_ms // 1000 + 5) if e["type"] == "lease_expired"]
+    assert len(again) == 1
+
+
 def test_a_bad_majority_ejects_nobody_and_the_cap_holds(tmp_path: Path) -> None:
     mesh = Mesh(tmp_path, QUICK, endpoints=3)
     mesh.run(40)

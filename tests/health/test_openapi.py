@@ -208,6 +208,11 @@ def test_real_answers_fit(lively: Mesh, tmp_path: Path) -> None:
             assert statuses <= {200, 412, 425}
             assert (await ask("GET", "gates/{rollout}", gate + "&status=200"))[0] == 200
             assert (await ask("GET", "gates/{rollout}", "gates/r?service=svc"))[0] == 400
+            _, burning = await ask("GET", "gates/{rollout}", gate + "&objective=0.999&status=200")
+            (check_of_burn,) = [c for c in burning["checks"] if c["name"] == "burn_5m"]
+            assert check_of_burn["verdict"] == "fail"  # 0.4 of one of two endpoints failed for a minute
+            assert burning["verdict"] in ("halt", "wait")
+            assert (await ask("GET", "gates/{rollout}", gate + "&objective=1"))[0] == 400
             site = f"gates/r?site=a.example&host=web-1&changed_at={mesh.now / 1000 - 60}"
             assert (await ask("GET", "gates/{rollout}", site))[0] == 425
 
