@@ -299,7 +299,9 @@ class TextFormat:
 
 
 def _words(texts: Iterable[bytes | None]) -> Words:
-    return Words.of([None if text is None else text.decode("utf-8", "replace") for text in texts])
+    numbers: dict[bytes | None, int] = {None: -1}
+    codes = [numbers.setdefault(text, len(numbers) - 1) for text in texts]
+    return Words(np.array(codes, np.int64), [text.decode("utf-8", "replace") for text in numbers if text is not None])
 
 
 def _pieces(log_format: str) -> list[tuple[str, str]]:
@@ -318,7 +320,7 @@ def _pieces(log_format: str) -> list[tuple[str, str]]:
         if name.startswith("upstream_"):
             piece = rf"(?:{_UPSTREAM_ITEM}(?:(?:, | : ){_UPSTREAM_ITEM})*)?"
         elif after == " " and (name.startswith(("http_", "sent_http_", "cookie_", "arg_")) or name in _SPACED):
-            piece = r"[^\n]*?"
+            piece = r"(?:-(?= )|[^\n]*?)"  # nearly always "-", which needs no search
         else:
             piece = rf"[^{re.escape(after) if after else ''}\n]*"
         out.append((name, piece))
