@@ -79,6 +79,7 @@ def test_two_envoys(tmp_path: Path) -> None:
     asyncio.run(closed_loop(tmp_path, 2, 100.0))
 
 
+@pytest.mark.slow
 def test_load_reports_and_endpoints_over_grpc(tmp_path: Path) -> None:
     """Nothing is scraped: proxies report what they sent where, and are told where not to send, on one port."""
     asyncio.run(closed_loop(tmp_path, 2, 100.0, grpc=True))
