@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,13 @@ def test_any_sequence_keeps_what_a_set_keeps(
         logs = db.tenant("default").logs
         assert set(read(logs)) == model
         counts, frames = logs.condensed([], 0, END, lambda first, last: first == last)
-        assert {row[0] for row in model} == {
-            labels["app"] for table in [counts.labels, *(f.labels for f in frames)] for labels in table
-        }
+        counted = Counter(
+            {
+                list(counts.labels)[row]["app"]: n
+                for row, n in zip(counts.stream_row.tolist(), counts.entries.tolist(), strict=True)
+            }
+        )
+        for frame in frames:
+            counted.update(list(frame.labels)[row]["app"] for row in frame.stream_row.tolist())
+        assert set(counted) == {row[0] for row in model}
     db.close()
