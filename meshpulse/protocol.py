@@ -76,7 +76,14 @@ class PiecesCycle(RequestResponseCycle):
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
     async def send(self, message: ASGISendEvent) -> None:
-        """Take a response event (ASGI); a head that tells a length is written with the body: one packet, not two."""
+        """Take a response event (ASGI); a head that tells a length is written with the body: one packet, not two.
+
+        What is for a connection that has just been closed, of which nobody has told us yet, is dropped.
+        """
+        if self.transport.is_closing():
+            self.disconnected = True
+            self.message_event.set()
+            return
         if not self.response_started and not self.flow.write_paused:
             transport = self.transport
             self.transport = kept = _Writes()  # type: ignore[assignment]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import resource
 import time
@@ -199,6 +200,24 @@ def test_a_response_that_is_read_slowly_is_sent(served: Served) -> None:
             got += len(client.socket.recv(8 << 20))
             time.sleep(0.05)
     assert counted(served, Reason.RESPONSE_TIMEOUT) == 0
+
+
+def test_an_answer_to_who_has_gone_is_dropped(served: Served) -> None:
+    """uvloop raises for a write to a transport that it has closed, before it says that the connection is lost."""
+    with served.connect() as client:
+        assert client.ask(GET) == "loop GET 0 0"
+        (connection,) = served.server.server_state.connections
+        cycle = connection.cycle  # type: ignore[union-attr]
+        cycle.response_started = cycle.response_complete = False
+
+        async def answer_late() -> None:
+            connection.transport.abort()  # type: ignore[union-attr]
+            await cycle.send({"type": "http.response.start", "status": 200, "headers": []})
+            await cycle.send({"type": "http.response.body", "body": b"late"})
+
+        asyncio.run_coroutine_threadsafe(answer_late(), connection.loop).result(30)  # type: ignore[union-attr]
+        assert cycle.disconnected
+        assert not cycle.response_started
 
 
 class TestFiles:

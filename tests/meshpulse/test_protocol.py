@@ -24,6 +24,9 @@ class Transport:
     def close(self) -> None:
         self.closed = True
 
+    def is_closing(self) -> bool:
+        return self.closed
+
     def resume_reading(self) -> None:
         pass
 
