@@ -14,6 +14,7 @@ from ingest.http_client import HttpClient
 from ingest.scrape import PageScraper, ScrapeConfig
 from ingest.target import TargetSeries
 from ingest.targets import Aim, Target, resolve
+from tsdb.errors import RejectedError
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ class TargetLoop:
             self._task = None
         if mark_stale and self.target.last_scrape_ms is not None:
             now_ms = max(self._pages.clock.now_ms(), self.target.last_scrape_ms + 1)
-            await self._pages.store(self.target, self.series.end(now_ms))
+            with contextlib.suppress(RejectedError):  # there was no room even for its own series: nothing to mark
+                await self._pages.store(self.target, self.series.end(now_ms))
 
     async def scrape(self, scrape_ms: int) -> None:
         """Scrape once."""
@@ -84,7 +86,10 @@ class TargetLoop:
             now_ms = clock.now_ms()
             interval_ms = self._interval_ms()
             tolerance_ms = min(ALIGN_TOLERANCE_MS, interval_ms // 100)
-            await self.scrape(due_ms if abs(now_ms - due_ms) <= tolerance_ms else now_ms)
+            try:
+                await self.scrape(due_ms if abs(now_ms - due_ms) <= tolerance_ms else now_ms)
+            except Exception:
+                log.exception("a fault of ours while scraping %s", self.target.url)
             # What should have happened meanwhile is left out, and a clock that was set back is followed.
             now_ms = clock.now_ms()
             due_ms = self._next_due(due_ms if 0 < due_ms - now_ms <= interval_ms else now_ms)
@@ -178,9 +183,9 @@ class ScrapePool:
     async def close(self, *, mark_stale: bool) -> None:
         """End everything."""
         await _cancel([source.task for source in self._sources.values()])
-        if self._task is not None:
-            await _cancel([self._task])
-        async with self._lock:
+        async with self._lock:  # so that it is not ended half way through
+            if self._task is not None:
+                await _cancel([self._task])
             await asyncio.gather(*(loop.stop(mark_stale=mark_stale) for loop in self.loops.values()))
             self.loops = {}
 
