@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,39 @@ async def hidden_by_retries(folder: Path) -> None:
             assert mesh.upstreams[1].served > served
         finally:
             await asyncio.to_thread(server.__exit__)
+
+
+async def data_that_end(folder: Path) -> None:
+    """We are there, but nobody is scraped any more: when the lease of the verdicts is over, proxies use everybody."""
+    async with aiohttp.ClientSession() as client, EnvoyMesh(folder, 2, 6, 90.0) as mesh:
+        listen = ("--listen", f"127.0.0.1:{mesh.meshpulse}")
+        config = mesh.config(POLICY | {"ejection": {"base": "300s"}, "lease": "15s"})
+        server = await asyncio.to_thread(Server(folder, config, listen).__enter__)
+        try:
+            mesh.start_envoys()
+            await mesh.start_traffic(client)
+            await until("everybody healthy", 40, lambda: all_healthy(server))
+            await asyncio.sleep(6)
+            ill = mesh.upstreams[1]
+            ill.failing = 1.0
+            await until("ejected", 20, lambda: states(server)[f"127.0.0.1:{ill.port}"] == "ejected")
+            await asyncio.sleep(1)
+            served = ill.served
+            await asyncio.sleep(2)
+            assert ill.served == served
+            (folder / "meshpulse.yml").write_text(json.dumps({**json.loads(config), "scrape_configs": []}))
+            server.process.send_signal(signal.SIGHUP)
+            await until("used again", 40, lambda: ill.served > served)
+            assert states(server)[f"127.0.0.1:{ill.port}"] == "ejected"  # frozen: nothing is decided without data
+            events = server.get("/api/v1/health/events", type="lease_expired").json()["data"]["events"]
+            assert [event["service"] for event in events] == [CLUSTER]
+        finally:
+            await asyncio.to_thread(server.__exit__)
+
+
+@pytest.mark.slow
+def test_data_that_end(tmp_path: Path) -> None:
+    asyncio.run(data_that_end(tmp_path))
 
 
 @pytest.mark.slow
