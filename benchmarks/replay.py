@@ -42,7 +42,9 @@ def write(db: TSDB, n_series: int, rounds: int) -> None:
         ts_ms = np.full(n_series, FIRST_MS + k * STEP_MS)
         bits = values.view(np.uint64).copy()
         logged = [
-            tenant.append(SampleBatch(refs[i : i + PER_BATCH], ts_ms[i : i + PER_BATCH], bits[i : i + PER_BATCH]))
+            tenant.append(
+                SampleBatch(refs[i : i + PER_BATCH], ts_ms[i : i + PER_BATCH], bits[i : i + PER_BATCH], tenant.registry)
+            )
             for i in range(0, n_series, PER_BATCH)
         ]
         for future in logged:

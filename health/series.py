@@ -49,7 +49,8 @@ class VerdictWriter:
         self._store = store
         self._interval_ms = interval_ms
         self._written_ms = 0
-        self._refs: dict[_Key, int] = {}
+        self._registry = store.registry
+        self._refs: dict[_Key, int] = {}  # numbers of that registry
         self._states: dict[tuple[str, str, str], str] = {}
         self._ejections: Counter[_Key] = Counter()
         self._blocked: Counter[_Key] = Counter()
@@ -68,6 +69,9 @@ class VerdictWriter:
             return
         self._written_ms = now_ms
         rows: list[tuple[int, float | None]] = []
+        if self._store.registry is not self._registry:
+            self._registry = self._store.registry
+            self._refs.clear()
         try:
             for service in services.values():
                 rows += self._service(service, now_ms)
@@ -99,11 +103,11 @@ class VerdictWriter:
         ref = self._refs.get(key)
         if ref is None:
             pairs = dict(zip(labels[::2], labels[1::2], strict=True))
-            ref = self._refs[key] = self._store.registry.resolve({"__name__": name, **pairs})
+            ref = self._refs[key] = self._registry.resolve({"__name__": name, **pairs})
         return ref
 
     def _append(self, rows: list[tuple[int, float | None]], now_ms: int) -> None:
         refs = np.array([ref for ref, _ in rows], dtype=np.uint32)
         bits = np.array([0.0 if value is None else value for _, value in rows]).view(np.uint64)
         bits[[value is None for _, value in rows]] = STALE_BITS
-        self._store.append(SampleBatch(refs, np.full(len(rows), now_ms, dtype=np.int64), bits))
+        self._store.append(SampleBatch(refs, np.full(len(rows), now_ms, dtype=np.int64), bits, self._registry))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from health.mapping import CHANNELS, SeriesMapping
 from health.service import Service
 from health.window import Channel, CounterTable
-from tsdb.frame import LabelTable, SeriesFrame
+from tsdb.frame import LabelTable, SeriesFrame, SymbolOverlay, Symbols
 from tsdb.limits import SelectLimits
 from tsdb.matchers import Matcher, MatchOp
 
@@ -56,7 +56,8 @@ class SeriesReader:
         self._rules = {counter.metric: counter for counter in mapping.counters}
         self._counters = CounterTable()
         self._names: tuple[str, ...] = ()
-        self._ids = np.zeros((0, 0), np.int32)
+        self._ids = np.zeros((0, 0), np.int32)  # numbers of label values in self._symbols
+        self._symbols: Symbols | None = None
         self._services: list[Service] = []
         self._generations: list[int] = []
         self._numbers: dict[str, int] = {}
@@ -80,6 +81,7 @@ class SeriesReader:
         frame = frames.select(self._matchers, mint_ms, now_ms, _LIMITS)
         if not len(frame):
             return frame.warnings
+        self._renumber(frame.labels.symbols)
         self._align(frame.labels)
         self._forget_renumbered()
         counts = np.diff(frame.offsets)
@@ -170,6 +172,17 @@ class SeriesReader:
             self._services[number].usable[self._observer[rows[at]], self._endpoint[rows[at]]] = usable[at]
 
     # -- series ----------------------------------------------------------------------------------------------------
+
+    def _renumber(self, symbols: Symbols) -> None:
+        """Take the numbers that another table gives label values: the store has forgotten those of ended series."""
+        if symbols is self._symbols:
+            return
+        if self._symbols is not None and self._ids.size:
+            known, place = np.unique(self._ids, return_inverse=True)
+            overlay = SymbolOverlay(symbols)  # a value that is in no series any more has a number of its own
+            numbers = [overlay.intern(text) for text in self._symbols.texts(known)]
+            self._ids = np.array(numbers, np.int32)[place.reshape(-1)].reshape(self._ids.shape)
+        self._symbols = symbols
 
     def _align(self, labels: LabelTable) -> None:
         """Let our rows be those of the frame; known series keep what is known of them."""

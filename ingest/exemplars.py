@@ -9,6 +9,7 @@ import numpy as np
 
 from tsdb.errors import Reason
 from tsdb.exemplars import LABEL_CHARS_MAX, ExemplarRing, ExemplarStatus
+from tsdb.index.registry import SeriesRegistry
 from tsdb.labels import SEPARATOR
 from tsdb.tally import Tally
 
@@ -40,8 +41,8 @@ def canonical_labels(pairs: Sequence[tuple[bytes, bytes]]) -> bytes | None:
     return b"".join(name + SEPARATOR + value + SEPARATOR for name, value in sorted(pairs))
 
 
-def keep_exemplars(ring: ExemplarRing, rows: Sequence[Exemplar], tally: Tally) -> Kept:
-    """Put exemplars into the ring and count what it refuses."""
+def keep_exemplars(ring: ExemplarRing, registry: SeriesRegistry, rows: Sequence[Exemplar], tally: Tally) -> Kept:
+    """Put exemplars of series of a registry into the ring and count what it refuses."""
     refs, ts_ms, bits, labels = [], [], [], []
     for row in rows:
         text = canonical_labels(row.labels)
@@ -54,7 +55,9 @@ def keep_exemplars(ring: ExemplarRing, rows: Sequence[Exemplar], tally: Tally) -
         labels.append(text)
     if not refs:
         return Kept(0, [])
-    status = ring.append(np.array(refs, np.uint32), np.array(ts_ms, np.int64), np.array(bits, np.uint64), labels)
+    status = ring.append(
+        np.array(refs, np.uint32), np.array(ts_ms, np.int64), np.array(bits, np.uint64), labels, registry
+    )
     late = np.flatnonzero(status == ExemplarStatus.OUT_OF_ORDER)
     if len(late):
         tally.add(Reason.EXEMPLAR_OUT_OF_ORDER, len(late))

@@ -217,6 +217,11 @@ class ExpositionParser:
         self._comments = 0
         self._exemplars: dict[int, bytes] = {}  # ref -> the text of its newest
 
+    def renew(self, registry: SeriesRegistry) -> None:
+        """Go on with another registry, which has other numbers for the same series."""
+        self._registry = registry
+        self._start(self._openmetrics)
+
     def parse(self, text: bytes, scrape_ms: int, openmetrics: bool = False) -> Exposition:
         """Read a whole page.
 

@@ -79,7 +79,8 @@ class TextImporter:
         """
         text = gunzip(body, self._limits.decoded_bytes_max) if options.gzip else body
         now_ms = self._writer.clock.now_ms() if options.time_ms is None else options.time_ms
-        parser = self._borrow(tenant.registry, options)
+        registry = tenant.registry
+        parser = self._borrow(registry, options)
         try:
             seen = parser.parse(text + PAD, now_ms, options.openmetrics)
         except RejectedError as error:  # in the words of a scrape, but it is a push
@@ -89,7 +90,7 @@ class TextImporter:
             refusals.add(reason, count)
         reception = self._writer.write(
             tenant,
-            SampleBatch(seen.refs, seen.ts_ms, seen.bits),
+            SampleBatch(seen.refs, seen.ts_ms, seen.bits, registry),
             None,
             refusals,
             sent=seen.scraped,
@@ -98,7 +99,8 @@ class TextImporter:
             metadata=seen.metadata,
         )
         if seen.exemplars:
-            reception.exemplars_written = keep_exemplars(tenant.exemplars, seen.exemplars, self._writer.tally).written
+            kept = keep_exemplars(tenant.exemplars, registry, seen.exemplars, self._writer.tally)
+            reception.exemplars_written = kept.written
         self._give_back(parser)  # not after an error: it would take metadata for known that was not kept
         return reception
 

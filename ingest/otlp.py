@@ -80,6 +80,18 @@ class Spellings:
         fresh.totals, fresh.newest_values, fresh.newest_ms = self.totals, self.newest_values, self.newest_ms
         return fresh
 
+    def take_totals(self, former: Spellings, refs: NDArray[np.int64], numbers: NDArray[np.uint32]) -> None:
+        """Go on with the totals of a registry that has given way; a request that is on its way there adds to the old.
+
+        Parameters
+        ----------
+        refs, numbers : (n,) of each series there and here
+        """
+        with former.lock:
+            self.totals[numbers] = former.totals[refs]
+            self.newest_values[numbers] = former.newest_values[refs]
+            self.newest_ms[numbers] = former.newest_ms[refs]
+
     def add_families(self, runs: Sequence[Sequence[int]]) -> NDArray[np.uint32]:
         """Places of new runs; ``_NO_SERIES`` when there is no room."""
         places = np.full(len(runs), _NO_SERIES, np.uint32)
@@ -160,9 +172,10 @@ class OtlpReceiver:
         scratch = self._scratch.take()
         try:
             scratch.load(body)
-            spellings = self._spellings_of(tenant.registry)
+            registry = tenant.registry
+            spellings = self._spellings_of(registry)
             n_samples = self._parse(spellings, len(body), scratch)
-            return _Request(tenant, spellings, scratch, n_samples).store(self._writer)
+            return _Request(tenant, registry, spellings, scratch, n_samples).store(self._writer)
         finally:
             scratch.trim()
             self._scratch.give(scratch)
@@ -174,6 +187,10 @@ class OtlpReceiver:
                 found = self._spellings.get(registry)
                 if found is None:
                     found = Spellings(len(registry.series_hash), self._keys_max)
+                    for former, spellings in list(self._spellings.items()):
+                        moved = former.moved_to(registry)
+                        if moved is not None:
+                            found.take_totals(spellings, *moved)
                 elif found.full:
                     found = found.renewed(self._keys_max)
                 self._spellings[registry] = found
@@ -207,8 +224,11 @@ class OtlpReceiver:
 class _Request:
     """One request on its way from the kernel's outputs to the store."""
 
-    def __init__(self, tenant: Tenant, spellings: Spellings, scratch: _Scratch, n_samples: int) -> None:
+    def __init__(
+        self, tenant: Tenant, registry: SeriesRegistry, spellings: Spellings, scratch: _Scratch, n_samples: int
+    ) -> None:
         self._tenant = tenant
+        self._registry = registry
         self._spellings = spellings
         self._raw = scratch.raw
         self._facts: list[int] = scratch.facts.tolist()
@@ -231,7 +251,7 @@ class _Request:
         self._find_resources()
         new_keys = self._take_misses() if len(self._misses) else None
         self._add_target_info()
-        batch = SampleBatch(self._refs, self._ts_ms, self._bits)
+        batch = SampleBatch(self._refs, self._ts_ms, self._bits, self._registry)
         keep = self._accumulate(batch) if self._delta.any() else None
         reception = writer.write(
             self._tenant,
@@ -252,7 +272,8 @@ class _Request:
             for place, exemplar in read_exemplars(message, flags, bounds):
                 self._exemplars.append(exemplar._replace(ref=int(batch.refs[first + place])))
         if self._exemplars:
-            reception.exemplars_written = keep_exemplars(self._tenant.exemplars, self._exemplars, writer.tally).written
+            kept = keep_exemplars(self._tenant.exemplars, self._registry, self._exemplars, writer.tally)
+            reception.exemplars_written = kept.written
         return reception
 
     def _refuse_kinds(self) -> None:
@@ -283,7 +304,7 @@ class _Request:
             ref = _NO_SERIES
             if resource.info is not None:
                 try:
-                    ref = self._tenant.registry.resolve(resource.info)
+                    ref = self._registry.resolve(resource.info)
                 except RejectedError as error:
                     self._refusals.add(error.reason, 1, [labels_text(resource.info.items())])
                     self._sent += 1
@@ -372,7 +393,7 @@ class _Request:
                 offsets.append(len(parts) // 2)
         edges: NDArray[np.int64] = np.zeros(len(parts) + 1, np.int64)
         np.cumsum([len(part) for part in parts], out=edges[1:])
-        found = self._tenant.registry.resolve_spans(
+        found = self._registry.resolve_spans(
             np.frombuffer(b"".join(parts) + bytes(PAD_BYTES), np.uint8),
             np.array(offsets, np.int64),
             edges[:-1:2].copy(),

@@ -77,12 +77,9 @@ class Reception:
     exemplars_written : exemplars kept, or there already
     """
 
-    __slots__ = ("_batch", "_late_reason", "_registry", "exemplars_written", "future", "refusals", "sent")
+    __slots__ = ("_batch", "_late_reason", "exemplars_written", "future", "refusals", "sent")
 
-    def __init__(
-        self, registry: SeriesRegistry, batch: SampleBatch, sent: int, refusals: Refusals, late_reason: Reason
-    ) -> None:
-        self._registry = registry
+    def __init__(self, batch: SampleBatch, sent: int, refusals: Refusals, late_reason: Reason) -> None:
         self._late_reason = late_reason
         self._batch = batch
         self.future: Future[AppendResult] | None = None
@@ -101,7 +98,7 @@ class Reception:
     def _examples(self, reason: Reason, status: NDArray[np.uint8]) -> Iterable[str]:
         codes = [code for code, known in STATUS_REASON.items() if known == reason]
         for i in np.flatnonzero(np.isin(status, codes))[:_EXAMPLES_A_REASON]:
-            yield sample_text(self._registry, self._batch, int(i))
+            yield sample_text(self._batch, int(i))
 
 
 class SampleWriter:
@@ -157,15 +154,15 @@ class SampleWriter:
             near = ts_ms <= latest
             far = ~near if keep is None else keep & ~near
             keep = near if keep is None else keep & near
-            texts = (sample_text(tenant.registry, batch, int(i)) for i in np.flatnonzero(far))
+            texts = (sample_text(batch, int(i)) for i in np.flatnonzero(far))
             if far.any():
                 refusals.add(Reason.FAR_FUTURE, int(far.sum()), texts)
         if keep is not None and not keep.all():
             refs, ts_ms, bits = refs[keep], ts_ms[keep], bits[keep]
         if unsorted:
             refs, ts_ms, bits = sort_within_series(refs, ts_ms, bits)
-        batch = SampleBatch(refs, ts_ms, bits)
-        reception = Reception(tenant.registry, batch, sent, refusals, self._late_reason)
+        batch = SampleBatch(refs, ts_ms, bits, batch.registry)
+        reception = Reception(batch, sent, refusals, self._late_reason)
         if metadata:
             tenant.put_metadata(metadata)
         if len(refs):
@@ -180,9 +177,9 @@ def labels_text(pairs: Iterable[tuple[str, str]]) -> str:
     return "{" + ",".join(f'{name}="{value}"' for name, value in pairs) + "}"
 
 
-def sample_text(registry: SeriesRegistry, batch: SampleBatch, index: int) -> str:
+def sample_text(batch: SampleBatch, index: int) -> str:
     """Series and time of one sample of a batch."""
-    return f"{series_text(registry, int(batch.refs[index]))} at {batch.ts_ms[index]} ms"
+    return f"{series_text(batch.registry, int(batch.refs[index]))} at {batch.ts_ms[index]} ms"
 
 
 def series_text(registry: SeriesRegistry, ref: int) -> str:

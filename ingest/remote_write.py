@@ -78,12 +78,13 @@ class RemoteWriteReceiver:
         scratch = self._scratch.take()
         try:
             scratch.raw, size = decompress(body, scratch.raw, self._limits.decoded_bytes_max)
-            n_samples = self._parse(tenant.registry, size, scratch)
+            registry = tenant.registry
+            n_samples = self._parse(registry, size, scratch)
             facts: list[int] = scratch.facts.tolist()
             if not facts[kernels.FACT_OWN_FIELDS] and facts[kernels.FACT_V2_FIELDS]:
                 raise RejectedError(Reason.MALFORMED, "the body is a remote-write 2.0 request under the 1.0 type")
             entries = self._metadata(scratch, facts[kernels.FACT_METADATA])
-            return self._hand_over(tenant, size, n_samples, facts, entries, scratch)
+            return self._hand_over(tenant, registry, size, n_samples, facts, entries, scratch)
         finally:
             scratch.trim()
             self._scratch.give(scratch)
@@ -131,6 +132,7 @@ class RemoteWriteReceiver:
     def _hand_over(
         self,
         tenant: Tenant,
+        registry: SeriesRegistry,
         size: int,
         n_samples: int,
         facts: list[int],
@@ -143,13 +145,13 @@ class RemoteWriteReceiver:
         bits = scratch.bits[:n_samples].copy()
         keep: NDArray[np.bool_] | None = None
         if facts[kernels.FACT_MISSES]:
-            keep = self._resolve(tenant.registry, facts[kernels.FACT_MISSES], refs, refusals, scratch)
+            keep = self._resolve(registry, facts[kernels.FACT_MISSES], refs, refusals, scratch)
         if facts[kernels.FACT_HISTOGRAMS]:
             self._refuse_histograms(facts, refusals, scratch)
         source = self._source(scratch.raw, size) if self._pairs else None
         reception = self._writer.write(
             tenant,
-            SampleBatch(refs, ts_ms, bits),
+            SampleBatch(refs, ts_ms, bits, registry),
             keep,
             refusals,
             sent=n_samples + facts[kernels.FACT_HISTOGRAMS],
@@ -159,8 +161,8 @@ class RemoteWriteReceiver:
             source=source,
         )
         if facts[kernels.FACT_EXEMPLARS] and (source is None or tenant.replicas.would_keep(source)):
-            rows = _exemplars(tenant.registry, scratch.raw, size, facts[kernels.FACT_EXEMPLARS])
-            keep_exemplars(tenant.exemplars, rows, self._writer.tally)
+            rows = _exemplars(registry, scratch.raw, size, facts[kernels.FACT_EXEMPLARS])
+            keep_exemplars(tenant.exemplars, registry, rows, self._writer.tally)
         return reception
 
     def _source(self, raw: NDArray[np.uint8], size: int) -> ReplicaSource | None:

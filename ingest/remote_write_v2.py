@@ -247,7 +247,7 @@ class RemoteWriteV2Receiver:
             source = self._pairs.source(first, self._writer.clock.now_ms())
         reception = self._writer.write(
             tenant,
-            SampleBatch(refs, scratch.ts_ms[:n_samples].copy(), scratch.bits[:n_samples].copy()),
+            SampleBatch(refs, scratch.ts_ms[:n_samples].copy(), scratch.bits[:n_samples].copy(), registry),
             keep,
             refusals,
             sent=n_samples + facts[kernels.FACT_HISTOGRAMS] + facts[kernels.FACT_EMPTY_SERIES],
@@ -262,7 +262,7 @@ class RemoteWriteV2Receiver:
             reception.exemplars_written = len(exemplars)  # the other one of the pair sends them
         elif len(exemplars):
             rows = [row for row in map(texts.exemplar, exemplars.tolist()) if row is not None]
-            kept = keep_exemplars(tenant.exemplars, rows, self._writer.tally)
+            kept = keep_exemplars(tenant.exemplars, registry, rows, self._writer.tally)
             reception.exemplars_written = kept.written
             if kept.out_of_order:
                 shown_refs = (series_text(registry, ref) for ref in kept.out_of_order)

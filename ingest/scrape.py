@@ -23,6 +23,7 @@ from ingest.target import Answer, Round, TargetSeries
 from ingest.targets import Target, TargetRules
 from tsdb.clock import Clock
 from tsdb.errors import Reason, RejectedError, UnavailableError
+from tsdb.index.registry import SeriesRegistry
 from tsdb.limits import TimeLimits
 from tsdb.tally import Tally
 
@@ -123,12 +124,11 @@ class PageScraper:
 
     Attributes
     ----------
-    registry, clock : series of the tenant; times of samples
+    clock : times of samples
     scrapes, failures, samples : totals since the start, for ``/metrics``
     """
 
     def __init__(self, tenant: Tenant, executor: Executor, clock: Clock, tally: Tally) -> None:
-        self.registry = tenant.registry
         self.clock = clock
         self._tenant = tenant
         self._executor = executor
@@ -137,6 +137,11 @@ class PageScraper:
         self.scrapes = 0
         self.failures = 0
         self.samples = 0
+
+    @property
+    def registry(self) -> SeriesRegistry:
+        """Series of the tenant."""
+        return self._tenant.registry
 
     @property
     def session(self) -> aiohttp.ClientSession:
@@ -251,5 +256,5 @@ class PageScraper:
             return False
         self.samples += result.accepted
         if outcome.exemplars:
-            keep_exemplars(self._tenant.exemplars, outcome.exemplars, self._tally)
+            keep_exemplars(self._tenant.exemplars, outcome.batch.registry, outcome.exemplars, self._tally)
         return True

@@ -94,9 +94,19 @@ class TargetSeries:
 
     def take_over(self, before: TargetSeries) -> None:
         """Go on where another left, whose options were others: what is not written any more becomes stale."""
+        self.renew()
+        before.renew()
         self._seen, self._alive = before._seen, before._alive
         if self._alive:
             self._seen = np.concatenate((self._seen, before._report_refs[len(self._report_names) :]))
+
+    def renew(self) -> None:
+        """Take the numbers that the tenant's series have now."""
+        if not self._registry.is_current:
+            registry, self._seen = self._registry.renumbered(self._seen)
+            self._report_refs = _NO_REFS
+            self._registry = registry
+            self._parser.renew(registry)
 
     def success(self, text: bytes, openmetrics: bool, scrape_ms: int, answer: Answer) -> Round:
         """Take in a scraped page.
@@ -112,6 +122,7 @@ class TargetSeries:
         ExpositionError    the page cannot be read
         PageLimitError     it is beyond a limit
         """
+        self.renew()
         seen = self._parser.parse(text, scrape_ms, openmetrics)
         if seen.own_times:
             seen = seen.until(scrape_ms + self._future_max_ms)
@@ -174,4 +185,5 @@ class TargetSeries:
             np.concatenate((refs, vanished, self._report_refs)),
             np.concatenate((ts_ms, np.full(n_stale + n_report, now_ms, np.int64))),
             np.concatenate((bits, np.full(n_stale, STALE_BITS, np.uint64), report_bits)),
+            self._registry,
         )

@@ -31,9 +31,11 @@ class ExemplarReader:
         tenant = self._db.find(tenant_name)
         if tenant is None or not len(tenant.exemplars):
             return
-        registry = tenant.registry
-        wanted: NDArray[np.uint32] = np.unique(np.concatenate([registry.find(matchers) for matchers in selectors]))
-        rows = tenant.exemplars.select(wanted, mint_ms, maxt_ms)
+        rows = None
+        while rows is None:  # once more when the tenant has renumbered its series meanwhile
+            registry = tenant.exemplars.registry
+            wanted: NDArray[np.uint32] = np.unique(np.concatenate([registry.find(matchers) for matchers in selectors]))
+            rows = tenant.exemplars.select(wanted, mint_ms, maxt_ms, registry)
         refs, starts = np.unique(rows.refs, return_index=True)
         data, offsets = registry.canonical(refs)
         values = rows.bits.view(np.float64).tolist()

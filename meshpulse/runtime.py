@@ -254,7 +254,7 @@ class Runtime:
             engine=engine,
             push_api=self._push_api(db, writer, otlp, parse_threads),
             otlp=otlp,
-            query_api=QueryApi(engine, db.find, query_threads, self._providers(db, scraping), self._clock),
+            query_api=QueryApi(engine, db.reader, query_threads, self._providers(db, scraping), self._clock),
             log_engine=log_engine,
             loki_api=self._loki_api(db, log_engine, query_threads),
             loki_push_api=LokiPushApi(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsdb.errors import Reason
+from tsdb.index.registry import SeriesRegistry
 
 STALE_BITS = 0x7FF0000000000002
 """Bits of Prometheus' stale marker, a signalling NaN: never touch it with float arithmetic."""
@@ -37,14 +38,16 @@ class SampleBatch:
 
     Attributes
     ----------
-    refs : (n,) uint32       series, as numbered by the tenant's :class:`tsdb.registry.SeriesRegistry`
+    refs : (n,) uint32       series, as ``registry`` numbers them
     ts_ms : (n,) int64       milliseconds since the epoch
     bits : (n,) uint64       float64 bit patterns (uint64 so that no arithmetic can change a NaN)
+    registry : SeriesRegistry        of the tenant; it may have given way to another one since
     """
 
     refs: NDArray[np.uint32]
     ts_ms: NDArray[np.int64]
     bits: NDArray[np.uint64]
+    registry: SeriesRegistry
 
     def __len__(self) -> int:
         return len(self.refs)

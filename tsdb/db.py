@@ -22,16 +22,23 @@ from tsdb.disk import DiskGuard
 from tsdb.errors import LimitError, MeshpulseError, Reason, RejectedError
 from tsdb.limits import SeriesLimits, TimeLimits
 from tsdb.logs.store import LOG_SHARD, LogLimits, LogStore
+from tsdb.reader import Reader
 from tsdb.replay import Replay
 from tsdb.shard import MIN_MS, HeadCut, Shard
 from tsdb.tally import Tally
-from tsdb.tenant import FAILOVER_MS, DeleteOperation, Tenant
+from tsdb.tenant import FAILOVER_MS, BeginGeneration, DeleteOperation, Tenant
 from tsdb.wal.framing import TIME_NONE, Record
 from tsdb.wal.log import QUEUE_BYTES_MAX, SEGMENT_BYTES, Gatherer, Leader, LocalLog, SyncMode
 from tsdb.wal.records import Deletion
 
 HOUR_MS = 3_600_000
 DEFAULT_TENANT = "default"
+
+FORGET_SERIES_MIN = 10_000
+"""Fewer series are not worth a new generation: about 10 MB."""
+FORGET_FRACTION = 4
+"""A new generation begins when one series in so many has ended: copying the others then costs a few us for each that
+is forgotten."""
 
 TENANT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 """What a tenant may be called: its name is a folder and a log key."""
@@ -175,6 +182,7 @@ class TSDB:
         self.cuts = 0
         self.cut_failures = 0
         self.last_error: str | None = None
+        self._looked_at: dict[str, tuple[int, ...]] = {}  # when there was last something to forget
         self.replay = Replay(self._get_or_create, self._cut_during_replay)
 
     # -- life
@@ -300,6 +308,11 @@ class TSDB:
         """The tenant a read is for; a read never creates one."""
         return self._tenants.get(name)
 
+    def reader(self, name: str) -> Reader | None:
+        """What a query reads of a tenant, from its first selection to its last."""
+        tenant = self._tenants.get(name)
+        return tenant.view() if tenant else None
+
     def tenants(self) -> list[Tenant]:
         """All tenants."""
         with self._lock:
@@ -324,7 +337,7 @@ class TSDB:
                     self.last_error = f"{tenant.name}/logs: {error}"
 
     def maintain(self) -> None:
-        """One pass: cut heads that are due, delete what is past retention, free log segments."""
+        """One pass: cut heads that are due, forget series, delete what is past retention, free log segments."""
         for tenant in self.tenants():
             for shard in tenant.shards:
                 try:
@@ -341,6 +354,11 @@ class TSDB:
                     # A failed cut must not stop ingest or the other shards: it is counted, shown and tried again.
                     self.cut_failures += 1
                     self.last_error = f"{tenant.name}/shard-{shard.number}: {error}"
+            try:
+                self.forget(tenant)
+            except (MeshpulseError, OSError) as error:
+                self.cut_failures += 1
+                self.last_error = f"{tenant.name}: {error}"
         with self._cut_lock:
             self.log.free(self._is_published)
             if self.config.retention_bytes:
@@ -430,6 +448,24 @@ class TSDB:
                     done += shard.clean()
         return done
 
+    def forget(self, tenant: Tenant) -> bool:
+        """Begin a new generation of a tenant's series without those that have ended, if it is worth it.
+
+        A series has ended when the head holds no sample of it: it was silent for half a span or more before a cut.
+        """
+        with self._cut_lock:
+            known = len(tenant.registry)
+            # Series end with a cut; those that are read from blocks are forgotten when they are many.
+            seen = (*(shard.cut_floor_ms for shard in tenant.shards), tenant.registry.passive // FORGET_SERIES_MIN)
+            if known < FORGET_SERIES_MIN or self._looked_at.get(tenant.name) == seen:
+                return False
+            self._looked_at[tenant.name] = seen
+            held = tenant.held_series()
+            if (known - held) * FORGET_FRACTION < known:
+                return False
+            self.log.submit(BeginGeneration(tenant)).result()
+            return True
+
     def _cut_during_replay(self, shard: Shard, position: int) -> None:
         """Keep a replay within the memory of a running store: the log is not written yet, so cut in place."""
         span = self.config.block_span_ms
@@ -461,7 +497,7 @@ class TSDB:
         shards = [shard for tenant in tenants for shard in tenant.shards]
         return StoreStats(
             tenants=len(tenants),
-            series=sum(len(tenant.registry) for tenant in tenants),
+            series=sum(tenant.registry.active for tenant in tenants),
             samples_appended=sum(tenant.samples_appended for tenant in tenants),
             head_samples=sum(shard.head.sample_count for shard in shards),
             head_chunks=sum(shard.head.chunk_count for shard in shards),

@@ -20,6 +20,18 @@ def _rows(state: Words) -> Words:
     return state.reshape(-1, kernels.STATE_WORDS)
 
 
+def has_chunks(state: Words, n: int) -> NDArray[np.bool_]:
+    """Which of the first ``n`` series have a chunk, open or sealed."""
+    rows = _rows(state)[:n]
+    found: NDArray[np.bool_] = (rows[:, kernels.PACKED] | rows[:, kernels.NEWEST_CHUNK]) != 0
+    return found
+
+
+def forget_rows(state: Words, slots: NDArray[np.uint32]) -> None:
+    """Forget series without a chunk."""
+    _rows(state)[slots] = 0
+
+
 def forget_newest(state: Words, slots: NDArray[np.uint32], low: np.uint64, high: np.uint64) -> None:
     """Forget the newest sample of series that have no chunk, where it lies within biased times ``[low, high]``.
 

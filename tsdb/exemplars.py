@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tsdb.arena import Arena
 from tsdb.errors import Reason
+from tsdb.index.registry import SeriesRegistry
 
 EXEMPLARS_MAX = 100_000
 """Exemplars kept a tenant, as many as Prometheus keeps by default: 4 MB of columns."""
@@ -57,11 +58,17 @@ class ExemplarRing:
 
     Parameters
     ----------
-    series_max : refs are below it
+    registry : numbers the series
     capacity, label_bytes_max : what is kept
     """
 
-    def __init__(self, series_max: int, capacity: int = EXEMPLARS_MAX, label_bytes_max: int = LABEL_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        registry: SeriesRegistry,
+        capacity: int = EXEMPLARS_MAX,
+        label_bytes_max: int = LABEL_BYTES_MAX,
+    ) -> None:
+        self.registry = registry
         self._capacity = capacity
         self._refs: NDArray[np.uint32] = Arena(np.uint32, capacity).array
         self._ts_ms: NDArray[np.int64] = Arena(np.int64, capacity).array
@@ -70,7 +77,7 @@ class ExemplarRing:
         self._label_lengths: NDArray[np.uint32] = Arena(np.uint32, capacity).array
         self._older: NDArray[np.int64] = Arena(np.int64, capacity).array  # number of the series' one before
         self._labels: NDArray[np.uint8] = Arena(np.uint8, label_bytes_max).array
-        self._newest: NDArray[np.int64] = Arena(np.int64, series_max).array  # number + 1 of the series' newest
+        self._newest: NDArray[np.int64] = Arena(np.int64, registry.capacity).array  # number + 1 of the series' newest
         self._first = 0  # number of the oldest that is kept
         self._next = 0
         self._label_end = 0
@@ -87,11 +94,13 @@ class ExemplarRing:
         ts_ms: NDArray[np.int64],
         bits: NDArray[np.uint64],
         labels: Sequence[bytes],
+        registry: SeriesRegistry,
     ) -> NDArray[np.uint8]:
         """Keep exemplars, in order.
 
         Parameters
         ----------
+        registry : numbers the series; it may have given way to another one
         refs : (n,) uint32; ts_ms : (n,) int64; bits : (n,) uint64
         labels : canonical bytes of each, none longer than the ring
 
@@ -99,8 +108,9 @@ class ExemplarRing:
         -------
         (n,) uint8        an :class:`ExemplarStatus` each
         """
-        rows = zip(refs.tolist(), ts_ms.tolist(), bits.tolist(), labels, strict=True)
         with self._lock:
+            _, refs = registry.renumbered(refs, passive=True)
+            rows = zip(refs.tolist(), ts_ms.tolist(), bits.tolist(), labels, strict=True)
             status: NDArray[np.uint8] = np.array([self._append(*row) for row in rows], np.uint8)
         return status
 
@@ -127,6 +137,16 @@ class ExemplarRing:
         self.kept += 1
         return ExemplarStatus.KEPT
 
+    def renumber(self, former: SeriesRegistry) -> None:
+        """Take the numbers of the registry that the former one has given way to."""
+        with self._lock:
+            kept = np.arange(self._first, self._next)
+            at = kept % self._capacity
+            # Not those of a series without samples yet: it is made again, so that its exemplars stay findable.
+            self.registry, self._refs[at] = former.renumbered(self._refs[at], passive=True)
+            self._newest = Arena(np.int64, self.registry.capacity).array
+            self._newest[self._refs[at]] = kept + 1
+
     def _make_room(self, label_bytes: int) -> None:
         if self._next - self._first == self._capacity:
             self._first += 1
@@ -151,9 +171,13 @@ class ExemplarRing:
         head = self._labels[begin : begin + length].tobytes()
         return head + self._labels[: length - len(head)].tobytes()
 
-    def select(self, refs: NDArray[np.uint32], mint_ms: int, maxt_ms: int) -> ExemplarRows:
-        """Exemplars of some series in a time range, both ends included."""
+    def select(
+        self, refs: NDArray[np.uint32], mint_ms: int, maxt_ms: int, registry: SeriesRegistry
+    ) -> ExemplarRows | None:
+        """Exemplars of some series in a time range, both ends included; None when others have these numbers now."""
         with self._lock:
+            if registry is not self.registry:
+                return None
             kept = np.arange(self._first, self._next) % self._capacity
             kept = kept[(self._ts_ms[kept] >= mint_ms) & (self._ts_ms[kept] <= maxt_ms)]
             kept = kept[np.isin(self._refs[kept], refs)]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tsdb.arena import Arena
 from tsdb.batch import SampleStatus
 from tsdb.chunks import CHUNK_SPAN_MS, ChunkKind, Chunks, LateSamples
-from tsdb.erase import forget_newest, unlink_all
+from tsdb.erase import forget_newest, forget_rows, has_chunks, unlink_all
 from tsdb.errors import CorruptionError, OverloadedError
 from tsdb.gorilla import decode_rows
 from tsdb.kernels import head as kernels
@@ -321,6 +321,23 @@ class Head:
                 slots, _biased(oldest_ms), _biased(at_ms), self._read[0], present, times, bits
             )
         return None if newer else (present.view(np.bool_), times.view(np.int64), bits)
+
+    # -- forgetting
+
+    def holds(self, n_slots: int) -> NDArray[np.bool_]:
+        """Which of the first slots have a sample in a chunk or a late one, (n_slots,)."""
+        holds: NDArray[np.bool_] = np.zeros(n_slots, np.bool_)
+        with self._lock:
+            used = min(n_slots, int(self._control[kernels.SLOTS]))
+            holds[:used] = has_chunks(self._state.array, used)
+            for run in self._late.runs:
+                holds[run.slots[run.slots < n_slots]] = True
+        return holds
+
+    def forget(self, slots: NDArray[np.uint32]) -> None:
+        """Make slots that hold nothing as good as new."""
+        with self._lock:
+            forget_rows(self._state.array, slots)
 
     # -- erasing
 

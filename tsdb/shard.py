@@ -22,6 +22,7 @@ from tsdb.block.tombstones import write_tombstones
 from tsdb.blockstore import BlockStore
 from tsdb.chunks import Chunks, LateSamples, Part, join_chunks, pick_chunks
 from tsdb.errors import CorruptionError, OverloadedError
+from tsdb.generation import Generation
 from tsdb.gorilla import encode_rows, repack
 from tsdb.head import Head
 from tsdb.index.registry import SeriesRegistry
@@ -36,6 +37,10 @@ MAX_MS = (1 << 63) - 1
 SPANS_PER_CUT_MAX = 24
 """A cut writes one block a span up to here (two days of backfill); beyond, one block, so that a stray sample from
 1970 does not make half a million files."""
+
+
+SLOTS_REST_S = 60.0
+"""How long a slot that was given back is not used: a reader needs it from its look-up to its copy, milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,7 @@ class Shard:
     prefix : key prefix in the block store, ``tenants/<id>/shard-<k>``
     slots_max : most series it can hold
     span_ms : time range of a block; no chunk crosses a multiple of it
+    generation : the tenant's
     """
 
     def __init__(
@@ -73,7 +79,7 @@ class Shard:
         number: int,
         prefix: str,
         store: BlockStore,
-        registry: SeriesRegistry,
+        generation: Generation,
         shard_count: int,
         slots_max: int,
         span_ms: int,
@@ -81,11 +87,12 @@ class Shard:
         self.number = number
         self._prefix = prefix
         self._store = store
-        self._registry = registry
+        self._generation = generation
         self._manifests = ManifestStore(store, prefix, shard_count)
-        self._slot_of: Arena | None = None
         self._ref_of = Arena(np.uint32, slots_max)
-        self._n_slots = 0
+        self._slot_counts = np.zeros(2, np.int64)  # slots ever used; of _free_slots those that are left
+        self._free_slots: NDArray[np.uint32] = np.zeros(0, np.uint32)
+        self._resting: list[tuple[float, NDArray[np.uint32]]] = []  # given back, since when
         self._span_ms = span_ms
         self.head = Head(slots_max, span_ms)
         self.manifest: Manifest = self._manifests.load()
@@ -104,24 +111,18 @@ class Shard:
         live = []
         for meta in self.manifest.blocks:
             try:
-                live.append(LiveBlock.open(self._store, meta, self._registry))
+                live.append(LiveBlock.open(self._store, meta))
             except (CorruptionError, FileNotFoundError) as error:
                 # Row 7 and 8 of the crash matrix: the neighbours stay readable, the answer says what is missing.
                 self.damage.append(f"block {meta.key} cannot be opened: {error}")
         return live
 
     @property
-    def series_count(self) -> int:
-        """Series that have been written to the head since the start."""
-        return self._n_slots
-
-    def use_slots(self, slot_of: Arena) -> None:
-        """Share the tenant's map from series to slot."""
-        self._slot_of = slot_of
+    def _registry(self) -> SeriesRegistry:
+        return self._generation.registry
 
     def _slots(self) -> NDArray[np.uint32]:
-        assert self._slot_of is not None, "use_slots was not called"
-        return self._slot_of.array
+        return self._generation.slot_of()
 
     # -- writing, on the committer thread
 
@@ -138,10 +139,8 @@ class Shard:
         (n,) uint8        one SampleStatus a sample; None when every sample is accepted
         """
         slots = np.empty(len(refs), np.uint32)
-        used = assign_slots(refs, self._n_slots, self._slots(), self._ref_of.array, slots)
-        if used < 0:
+        if assign_slots(refs, self._slot_counts, self._free_slots, self._slots(), self._ref_of.array, slots) < 0:
             raise OverloadedError(f"{self._prefix} holds its most series, {len(self._ref_of.array)}")
-        self._n_slots = used
         floor_ms = self.newest_ms - window_ms if self.newest_ms > MIN_MS + window_ms else MIN_MS
         status = np.empty(len(refs), np.uint8)
         accepted = self.head.append(slots, ts_ms, bits, status, floor_ms, self.cut_floor_ms)
@@ -179,9 +178,8 @@ class Shard:
 
     # -- reading, on any thread
 
-    def head_part(self, refs: NDArray[np.uint32], rows: NDArray[np.int32], mint_ms: int, maxt_ms: int) -> Part:
-        """Chunks and late samples of some series in the head; ``rows`` ascend and number the result."""
-        slots = self._slots()[refs]
+    def head_part(self, slots: NDArray[np.uint32], rows: NDArray[np.int32], mint_ms: int, maxt_ms: int) -> Part:
+        """Chunks and late samples of some slots in the head; ``rows`` ascend and number the result."""
         known = slots != NO_SLOT
         if not known.all():
             slots, rows = slots[known], rows[known]
@@ -189,18 +187,18 @@ class Shard:
         return replace(chunks, rows=rows[chunks.rows]), replace(late, rows=rows[late.rows])
 
     def newest(
-        self, refs: NDArray[np.uint32], oldest_ms: int, at_ms: int
+        self, slots: NDArray[np.uint32], oldest_ms: int, at_ms: int
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.uint64]] | None:
         """Newest sample of each series, see :meth:`tsdb.head.Head.newest`; None also when blocks may hold it."""
         if oldest_ms < self.cut_floor_ms:
             return None
-        return self.head.newest(self._slots()[refs], oldest_ms, at_ms)
+        return self.head.newest(slots, oldest_ms, at_ms)
 
-    def maybe_in_head(self, refs: NDArray[np.uint32], mint_ms: int, maxt_ms: int) -> NDArray[np.bool_]:
-        """Which series may have samples of the range in the head (by the range of the whole head)."""
+    def maybe_in_head(self, slots: NDArray[np.uint32], mint_ms: int, maxt_ms: int) -> NDArray[np.bool_]:
+        """Which slots may have samples of the range in the head (by the range of the whole head)."""
         if not self.head.sample_count or self.head.oldest_ms > maxt_ms or self.head.newest_ms < mint_ms:
-            return np.zeros(len(refs), np.bool_)
-        return np.not_equal(self._slots()[refs], NO_SLOT)
+            return np.zeros(len(slots), np.bool_)
+        return np.not_equal(slots, NO_SLOT)
 
     def blocks_in(self, mint_ms: int, maxt_ms: int) -> list[LiveBlock]:
         """Blocks that may hold samples of the range, oldest first."""
@@ -210,7 +208,7 @@ class Shard:
         """Block chunks of given series (ascending), rows numbered by their place in ``wanted``."""
         parts = []
         for live in self.blocks_in(mint_ms, maxt_ms):
-            candidates = live.block.index.rows_of_hashes(self._registry.series_hash[wanted])
+            candidates = live.bound(self._registry).rows.rows_of_hashes(self._registry.series_hash[wanted])
             hits = candidates >= 0
             refs = live.refs(candidates[hits], self._registry)
             same = refs == wanted[hits]  # equal hashes are not yet equal labels
@@ -252,7 +250,7 @@ class Shard:
         arrays = StaticIndex.build(self._registry, refs)
         key = block_key(self._prefix, first * span_ms, (last + 1) * span_ms, cut.position)
         meta = write_block(self._store, key, arrays, chunks)
-        return LiveBlock(Block(self._store, meta, self._registry.symbols), meta, refs)
+        return LiveBlock(Block(self._store, meta), meta, (self._registry, refs))
 
     def commit_cut(self, cut: HeadCut, blocks: Sequence[LiveBlock]) -> Manifest:
         """Make the blocks live: the next manifest generation is the only commit. Any thread, one at a time."""
@@ -277,11 +275,54 @@ class Shard:
         if border_ms is not None:
             self.head.drop(border_ms)
 
+    # -- forgetting
+
+    def held(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Slots of which the head holds a sample, and those of which it does not: their series have ended, or pause.
+
+        Exact on the committer thread. A slot that was given back is in neither.
+        """
+        given_back = [slots for _, slots in self._resting]
+        given_back.append(self._free_slots[: int(self._slot_counts[1])])
+        used = np.ones(int(self._slot_counts[0]), np.bool_)
+        used[np.concatenate(given_back)] = False
+        holds = self.head.holds(len(used))
+        return np.flatnonzero(holds).astype(np.uint32), np.flatnonzero(used & ~holds).astype(np.uint32)
+
+    def refs_held(self) -> NDArray[np.uint32]:
+        """Series of which the head holds a sample."""
+        return self._ref_of.array[self.held()[0]].copy()
+
+    def begin_generation(self, generation: Generation, numbers: NDArray[np.uint32], now_s: float) -> None:
+        """Take the numbers of a new generation, which has all series that the head holds (committer thread).
+
+        The other slots are given back. They rest for :data:`SLOTS_REST_S` before a series gets them: a reader may
+        have looked them up in the generation before.
+
+        Parameters
+        ----------
+        numbers : (n,) uint32        of each series of the former generation in the new one
+        """
+        kept, empty = self.held()
+        refs = numbers[self._ref_of.array[kept]]
+        generation.slot_of()[refs] = kept
+        self._slots()[self._ref_of.array[empty]] = NO_SLOT
+        self._ref_of.array[kept] = refs
+        self.head.forget(empty)
+        self._generation = generation
+        self._resting.append((now_s, empty))
+        rested = [slots for since, slots in self._resting if now_s - since >= SLOTS_REST_S]
+        self._resting = [(since, slots) for since, slots in self._resting if now_s - since < SLOTS_REST_S]
+        self._free_slots = np.concatenate([self._free_slots[: int(self._slot_counts[1])], *rested])
+        self._slot_counts[1] = len(self._free_slots)
+        for live in self.blocks:
+            live.unbind()
+
     # -- deleting
 
     def rows_to_delete(self, deletion: Deletion) -> list[tuple[LiveBlock, NDArray[np.int32]]]:
         """Rows of each block that a deletion concerns; the blocks must not change until it is applied."""
-        return [(live, live.rows_of(deletion)) for live in self.blocks]
+        return [(live, live.rows_of(deletion, self._registry)) for live in self.blocks]
 
     def delete(
         self,

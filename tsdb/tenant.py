@@ -1,32 +1,29 @@
-"""One tenant: its series registry in front of its shards; what ingest writes to and the engine reads from."""
+"""One tenant: its series registry in front of its shards; what ingest writes to."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+import weakref
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tsdb.arena import Arena
-from tsdb.assemble import Selection
 from tsdb.batch import STATUS_REASON, AppendResult, SampleBatch, SampleStatus
-from tsdb.block.live import LiveBlock
 from tsdb.blockstore import BlockStore
-from tsdb.chunks import Part
 from tsdb.disk import DiskGuard
-from tsdb.errors import CorruptionError, LimitError, Reason
+from tsdb.errors import Reason
 from tsdb.exemplars import ExemplarRing
-from tsdb.frame import LabelTable, NewestSamples, SeriesFrame, Symbols
-from tsdb.index.registry import SeriesRegistry
-from tsdb.kernels.shard import NO_SLOT, scatter, unlogged
-from tsdb.limits import SelectLimits, SeriesLimits, TimeLimits
+from tsdb.generation import Generation
+from tsdb.index.registry import NO_REF, SeriesRegistry
+from tsdb.kernels.shard import scatter, unlogged
+from tsdb.limits import SeriesLimits, TimeLimits
 from tsdb.logs.store import LogStore
-from tsdb.matchers import Matcher, MatchOp
+from tsdb.reader import Reader
 from tsdb.replicas import Replicas, ReplicaSource
 from tsdb.shard import MIN_MS, Shard
 from tsdb.tally import Tally
@@ -41,9 +38,6 @@ from tsdb.wal.records import (
     encode_replicas,
     encode_series,
 )
-
-LIGHT_SERIES_MAX = 64
-"""Series that are read in about 0.2 ms at most, chunks included: less than a thread switch may take."""
 
 FAILOVER_MS = 30_000
 """Silence of an elected replica after which another one is taken: two scrapes of 15 s."""
@@ -81,18 +75,12 @@ class ShardBatch(NamedTuple):
 class AppendOperation:
     """A batch on its way through the log: dictionary and samples first, the heads after the sync."""
 
-    __slots__ = ("_keep", "_parts", "_refs", "_source", "_tenant")
+    __slots__ = ("_batch", "_keep", "_parts", "_source", "_tenant")
 
-    def __init__(
-        self,
-        tenant: Tenant,
-        parts: Sequence[ShardBatch],
-        refs: NDArray[np.uint32],
-        source: ReplicaSource | None = None,
-    ) -> None:
+    def __init__(self, tenant: Tenant, batch: SampleBatch, source: ReplicaSource | None = None) -> None:
         self._tenant = tenant
-        self._parts = parts
-        self._refs = refs
+        self._batch = tenant.renumbered(batch)
+        self._parts = tenant.split(self._batch)
         self._source = source
         self._keep: bool | None = None if source else True
 
@@ -104,6 +92,7 @@ class AppendOperation:
     def records(self, segment: int) -> list[Record]:
         """What this segment needs: series it does not define yet, then the samples."""
         tenant = self._tenant
+        self._renew()
         if self._keep is None and self._source is not None:  # once: a write that is tried again is decided already
             self._keep = tenant.replicas.decide(self._source)
         if not self._keep:
@@ -111,15 +100,22 @@ class AppendOperation:
         out = tenant.metadata_records({}, segment)
         if self._source is not None:
             out.extend(tenant.replica_records(self._source.cluster, segment))
-        out.extend(tenant.series_records(self._refs, segment))
+        out.extend(tenant.series_records(self._batch.refs, segment))
         out.extend(Record(Kind.SAMPLES, tenant.name, p.shard.number, p.body, p.max_ms) for p in self._parts)
         return out
 
     def apply(self, position: int) -> AppendResult:  # noqa: ARG002
         """Store the samples; what is refused follows from the order of the log alone."""
         if not self._keep:
-            return self._tenant.apply_nothing(len(self._refs))
-        return self._tenant.apply(self._parts, len(self._refs))
+            return self._tenant.apply_nothing(len(self._batch))
+        self._renew()
+        return self._tenant.apply(self._parts, len(self._batch))
+
+    def _renew(self) -> None:
+        """Take the numbers of the generation of now (committer thread, which changes it)."""
+        if not self._batch.registry.is_current:
+            self._batch = self._tenant.renumbered(self._batch)
+            self._parts = self._tenant.split(self._batch)
 
 
 class MetadataOperation:
@@ -174,10 +170,31 @@ class DeleteOperation:
             shard.delete(self._deletion, found, position, rows)
 
 
-class Tenant:
-    """All series of one tenant.
+class BeginGeneration:
+    """Forget the series that have ended, between two writes; nothing is logged, a replay knows series by labels."""
 
-    Implements ``query.storage.Storage``; every bound of a time range is inclusive and in milliseconds.
+    __slots__ = ("_copy", "_refs", "_tenant")
+    n_bytes = 0
+
+    def __init__(self, tenant: Tenant) -> None:
+        """Copy the series that are held now, on the caller's thread; no cut may run meanwhile."""
+        self._tenant = tenant
+        self._refs = np.sort(np.concatenate([shard.refs_held() for shard in tenant.shards]))
+        self._copy = tenant.registry.copied(self._refs)
+
+    def records(self, segment: int) -> list[Record]:  # noqa: ARG002
+        """Nothing to log."""
+        return []
+
+    def apply(self, position: int) -> None:  # noqa: ARG002
+        """Add what has come since, then let everybody use the new numbers."""
+        self._tenant.begin_generation(self._refs, self._copy)
+
+
+class Tenant(Reader):
+    """All series of one tenant: written here, and read as the generation of now numbers them.
+
+    A query takes :meth:`view` instead, which keeps its numbers.
     """
 
     def __init__(
@@ -194,38 +211,74 @@ class Tenant:
         logs: LogStore,
         failover_ms: int = FAILOVER_MS,
     ) -> None:
+        # Slots that rest come on top of the active series.
+        slots_max = 2 * series_limits.active_series_max
+        generation = Generation(SeriesRegistry(series_limits))
+        super().__init__(
+            generation,
+            tuple(
+                Shard(k, f"tenants/{name}/shard-{k}", store, generation, shard_count, slots_max, span_ms)
+                for k in range(shard_count)
+            ),
+        )
         self.name = name
         self.logs = logs
-        self.registry = SeriesRegistry(series_limits)
+        self._former: weakref.WeakSet[SeriesRegistry] = weakref.WeakSet()  # somebody still has numbers of theirs
+        self.generations = 1
         self._log = log
         self._tally = tally
         self._disk = disk
         self._time_limits = time_limits
-        # Rows of blocks that get a number when they are read come on top of the active series.
-        slots_max = 2 * series_limits.active_series_max
-        self.exemplars = ExemplarRing(slots_max)
+        self.exemplars = ExemplarRing(self.registry)
         self.replicas = Replicas(failover_ms)
-        self._slot_of = Arena(np.uint32, slots_max)
-        self._slots_ready = 0
-        self._slots_lock = threading.Lock()
-        self._logged_in = Arena(np.uint32, slots_max)
-        self.shards = tuple(
-            Shard(
-                k,
-                f"tenants/{name}/shard-{k}",
-                store,
-                self.registry,
-                shard_count,
-                series_limits.active_series_max,
-                span_ms,
-            )
-            for k in range(shard_count)
-        )
-        for shard in self.shards:
-            shard.use_slots(self._slot_of)
         self._metadata: dict[str, Metadata] = {}
         self._metadata_segment = -1
         self.samples_appended = 0
+
+    @property
+    def registry(self) -> SeriesRegistry:
+        """The series and their numbers now."""
+        return self.generation.registry
+
+    def view(self) -> Reader:
+        """A reader that keeps the numbers of now, whatever is forgotten meanwhile."""
+        return Reader(self.generation, self.shards)
+
+    # -- forgetting
+
+    def held_series(self) -> int:
+        """Series of which a head holds a sample."""
+        return sum(len(shard.refs_held()) for shard in self.shards)
+
+    def begin_generation(self, refs: NDArray[np.uint32], copy: SeriesRegistry) -> None:
+        """Give the tenant the numbers of another registry (committer thread).
+
+        Parameters
+        ----------
+        refs : ascending; copy : has these series already, numbered by their places
+        """
+        former = self.registry
+        held = np.sort(np.concatenate([shard.refs_held() for shard in self.shards]))
+        since = held[~np.isin(held, refs)]
+        numbers = np.full(len(former), NO_REF, np.uint32)
+        numbers[refs] = np.arange(len(refs), dtype=np.uint32)
+        numbers[since] = copy.adopt(*former.canonical(since))
+        generation = Generation(copy)
+        now_s = time.monotonic()
+        for shard in self.shards:
+            shard.begin_generation(generation, numbers, now_s)
+        former.give_way(copy, numbers)
+        for older in self._former:
+            older.skip(former)
+        self._former.add(former)
+        self.exemplars.renumber(former)
+        self.generation = generation
+        self.generations += 1
+
+    def renumbered(self, batch: SampleBatch) -> SampleBatch:
+        """The batch with the numbers of now."""
+        registry, refs = batch.registry.renumbered(batch.refs)
+        return batch if registry is batch.registry else SampleBatch(refs, batch.ts_ms, batch.bits, registry)
 
     # -- writing
 
@@ -243,12 +296,11 @@ class Tenant:
         DiskFullError, OverloadedError, LogFailedError        nothing of the batch was kept
         """
         self._disk.check()
-        return self._log.submit(AppendOperation(self, self.split(batch), batch.refs, source))
+        return self._log.submit(AppendOperation(self, batch, source))
 
     def split(self, batch: SampleBatch) -> list[ShardBatch]:
         """Cut a batch by shard and encode the log records; runs on the caller's thread, without the GIL."""
         n = len(batch)
-        self._ready_slots()
         starts = np.zeros(len(self.shards) + 1, np.int64)
         index: NDArray[np.int64] | None = None
         if len(self.shards) == 1:
@@ -259,7 +311,7 @@ class Tenant:
             index = np.empty(n, np.int64)
             mask = len(self.shards) - 1
             scatter(
-                batch.refs, batch.ts_ms, batch.bits, self.registry.series_hash, mask, starts, refs, ts_ms, bits, index
+                batch.refs, batch.ts_ms, batch.bits, batch.registry.series_hash, mask, starts, refs, ts_ms, bits, index
             )
         encoded = encode_parts(refs, ts_ms, bits, starts)
         parts = []
@@ -270,27 +322,19 @@ class Tenant:
                 parts.append(ShardBatch(shard, refs[a:b], ts_ms[a:b], bits[a:b], places, body, max_ms))
         return parts
 
-    def _ready_slots(self) -> None:
-        """Mark the slots of new series as free (arena pages read as zero, which is a slot)."""
-        count = len(self.registry)
-        if count > self._slots_ready:
-            with self._slots_lock:
-                if count > self._slots_ready:
-                    self._slot_of.array[self._slots_ready : count] = NO_SLOT
-                    self._slots_ready = count
-
     def series_records(self, refs: NDArray[np.uint32], segment: int) -> list[Record]:
         """SERIES records, one a shard, of those series that a log segment does not define yet."""
         new = np.empty(len(refs), np.uint32)
-        found = unlogged(refs, segment + 1, self._logged_in.array, new)
+        registry = self.registry
+        found = unlogged(refs, segment + 1, self.generation.logged_in.array, new)
         if not found:
             return []
-        shard_of = self.registry.series_hash[new[:found]] & np.uint64(len(self.shards) - 1)
+        shard_of = registry.series_hash[new[:found]] & np.uint64(len(self.shards) - 1)
         records = []
         for shard in self.shards:
             own = new[:found][shard_of == shard.number]
             if len(own):
-                labels, offsets = self.registry.canonical(own)
+                labels, offsets = registry.canonical(own)
                 body = encode_series(own, labels, offsets)
                 records.append(Record(Kind.SERIES, self.name, shard.number, body, MIN_MS))
         return records
@@ -315,7 +359,6 @@ class Tenant:
 
     def store(self, parts: Iterable[ShardBatch], size: int) -> AppendResult:
         """Store samples in log order; replay takes this way too, so it decides the same."""
-        self._ready_slots()
         status: NDArray[np.uint8] | None = None
         for part in parts:
             decided = part.shard.append(part.refs, part.ts_ms, part.bits, self._time_limits.out_of_order_window_ms)
@@ -331,159 +374,7 @@ class Tenant:
     def refs_of(self, deletion: Deletion) -> NDArray[np.uint32]:
         """Ascending series of the registry that a deletion concerns."""
         found = [self.registry.find(selector) for selector in deletion.selectors]
-        self._ready_slots()
         return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint32)
-
-    # -- reading
-
-    @property
-    def symbols(self) -> Symbols:
-        """Numbering of all label values of this tenant."""
-        return self.registry.symbols
-
-    @property
-    def newest_ms(self) -> int:
-        """Time of the newest sample; ``MIN_MS`` when there is none."""
-        return max(shard.newest_ms for shard in self.shards)
-
-    def select(self, matchers: Sequence[Matcher], mint_ms: int, maxt_ms: int, limits: SelectLimits) -> SeriesFrame:
-        """Samples of all series that satisfy every matcher, exact bits, strictly ascending in time.
-
-        Raises
-        ------
-        LimitError        more series or samples than ``limits`` allow
-        """
-        return self.open(matchers, mint_ms, maxt_ms, limits).frame()
-
-    def open(self, matchers: Sequence[Matcher], mint_ms: int, maxt_ms: int, limits: SelectLimits) -> Selection:
-        """What :meth:`select` returns, still encoded: to be decoded a few series at a time.
-
-        Raises
-        ------
-        LimitError        more series or samples than ``limits`` allow
-        """
-        # The head is read before the list of blocks: one published in between is then seen twice, never missed.
-        refs = self.registry.find(matchers)
-        parts = self._head_parts(refs, mint_ms, maxt_ms)
-        warnings: list[str] = []
-        hits = self._block_rows(matchers, mint_ms, maxt_ms, warnings)
-        if hits:
-            wanted = np.unique(np.concatenate([refs, *(r for _, _, r in hits)]))
-            place = np.searchsorted(wanted, refs).astype(np.int32)
-            parts = [(replace(c, rows=place[c.rows]), replace(late, rows=place[late.rows])) for c, late in parts]
-            for live, rows, block_refs in hits:
-                try:
-                    parts.append(live.part(rows, block_refs, wanted, mint_ms, maxt_ms, warnings))
-                except CorruptionError as error:
-                    warnings.append(f"partial: {error}")
-            refs = wanted
-        self._check_limits(refs, parts, limits)
-        return Selection(self.registry.label_table(refs), parts, mint_ms, maxt_ms, tuple(warnings))
-
-    def newest(
-        self, matchers: Sequence[Matcher], oldest_ms: int, at_ms: int, limits: SelectLimits
-    ) -> NewestSamples | None:
-        """Newest sample at ``at_ms`` of each series, from what the heads keep at hand.
-
-        None when a sample may lie in a chunk: the series has gone on since, or the time reaches behind the last cut.
-
-        Raises
-        ------
-        LimitError        more series than ``limits`` allow
-        """
-        refs = self.registry.find(matchers)
-        self._check_limits(refs, (), limits)
-        self._ready_slots()
-        n = len(refs)
-        present, ts_ms, bits = np.zeros(n, np.bool_), np.empty(n, np.int64), np.empty(n, np.uint64)
-        for shard, own, rows in self._by_shard(refs):
-            found = shard.newest(own, oldest_ms, at_ms)
-            if found is None:
-                return None
-            present[rows], ts_ms[rows], bits[rows] = found
-        if any(oldest_ms < shard.cut_floor_ms for shard in self.shards):
-            return None  # a cut began meanwhile, or a block has series that the registry does not know yet
-        return NewestSamples(self.registry.label_table(refs), present, ts_ms, bits.view(np.float64))
-
-    def is_light(self, matchers: Sequence[Matcher], oldest_ms: int) -> bool:
-        """Whether these series are few, found without a regex, and in memory since ``oldest_ms``."""
-        if any(matcher.op is not MatchOp.EQUAL for matcher in matchers):
-            return False
-        if any(oldest_ms < shard.cut_floor_ms for shard in self.shards):
-            return False
-        return len(self.registry.find(matchers)) <= LIGHT_SERIES_MAX
-
-    def _check_limits(self, refs: NDArray[np.uint32], parts: Sequence[Part], limits: SelectLimits) -> None:
-        if len(refs) > limits.series_max:
-            raise LimitError(
-                Reason.QUERY_LIMIT,
-                f"the selector matches {len(refs):,} series, "
-                f"the limit is {limits.series_max:,} (limits.query.series_max)",
-            )
-        samples = sum(int(chunks.counts.sum()) + len(late) for chunks, late in parts)
-        if samples > limits.samples_max:
-            raise LimitError(
-                Reason.QUERY_LIMIT,
-                f"the selector reads {samples:,} samples, "
-                f"the limit is {limits.samples_max:,} (limits.query.samples_max)",
-            )
-
-    def _by_shard(self, refs: NDArray[np.uint32]) -> Iterable[tuple[Shard, NDArray[np.uint32], NDArray[np.int32]]]:
-        """Split ascending series over the shards, each with the places of its series in ``refs``."""
-        if len(self.shards) == 1:
-            yield self.shards[0], refs, np.arange(len(refs), dtype=np.int32)
-            return
-        shard_of = self.registry.series_hash[refs] & np.uint64(len(self.shards) - 1)
-        for shard in self.shards:
-            places = np.flatnonzero(shard_of == shard.number)
-            if len(places):
-                yield shard, refs[places], places.astype(np.int32)
-
-    def _head_parts(self, refs: NDArray[np.uint32], mint_ms: int, maxt_ms: int) -> list[Part]:
-        if not len(refs):
-            return []
-        self._ready_slots()
-        return [shard.head_part(own, rows, mint_ms, maxt_ms) for shard, own, rows in self._by_shard(refs)]
-
-    def _block_rows(
-        self, matchers: Sequence[Matcher], mint_ms: int, maxt_ms: int, warnings: list[str]
-    ) -> list[tuple[LiveBlock, NDArray[np.int32], NDArray[np.uint32]]]:
-        """Matching rows of the blocks in range, oldest block first, with their series numbers."""
-        hits = []
-        for shard in self.shards:
-            if mint_ms < shard.cut_floor_ms:
-                warnings.extend(f"partial: {what}" for what in shard.damage)
-            for live in shard.blocks_in(mint_ms, maxt_ms):
-                try:
-                    rows = live.find(matchers)
-                    if len(rows):
-                        hits.append((live, rows, live.refs(rows, self.registry)))
-                except CorruptionError as error:
-                    warnings.append(f"partial: {error}")
-        return hits
-
-    def _refs_in_range(self, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int) -> NDArray[np.uint32]:
-        """Series of any selector whose head or block reaches into the range."""
-        found = []
-        for matchers in selectors or [()]:
-            refs = self.registry.find(matchers)
-            self._ready_slots()
-            for shard, own, _ in self._by_shard(refs):
-                found.append(own[shard.maybe_in_head(own, mint_ms, maxt_ms)])
-            found.extend(refs for _, _, refs in self._block_rows(matchers, mint_ms, maxt_ms, []))
-        return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint32)
-
-    def series(self, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int) -> LabelTable:
-        """Labels of the series of any selector that may have samples in the range, each once."""
-        return self.registry.label_table(self._refs_in_range(selectors, mint_ms, maxt_ms))
-
-    def label_names(self, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int) -> list[str]:
-        """Sorted label names of those series."""
-        return self.registry.label_names(self._refs_in_range(selectors, mint_ms, maxt_ms))
-
-    def label_values(self, name: str, selectors: Sequence[Sequence[Matcher]], mint_ms: int, maxt_ms: int) -> list[str]:
-        """Sorted values of one label of those series."""
-        return self.registry.label_values(name, self._refs_in_range(selectors, mint_ms, maxt_ms))
 
     # -- metadata
 

@@ -84,6 +84,7 @@ class LoadReports:
         self._interval_ms = interval_ms
         self._lock = threading.Lock()
         self._observers: dict[str, _Observer] = {}
+        self._registry = store.registry  # numbers the series of all observers
         self.streams = self.reports = self.loads = 0
 
     async def serve(self, requests: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
@@ -116,9 +117,20 @@ class LoadReports:
         RejectedError, UnavailableError
         """
         with self._lock:
+            self._renew()
             future = self._take(node, zone, report)
         if future is not None:
             future.result()
+
+    def _renew(self) -> None:
+        """Take the numbers that the tenant's series have now."""
+        if self._registry.is_current:
+            return
+        observers = list(self._observers.values())
+        parts = [observer.refs.ravel() for observer in observers]
+        self._registry, refs = self._registry.renumbered(np.concatenate([np.zeros(0, np.uint32), *parts]))
+        for observer, own in zip(observers, np.split(refs, np.cumsum([len(part) for part in parts])), strict=False):
+            observer.refs = own.reshape(-1, 2)
 
     def _take(self, node: str, zone: str, report: LoadReport) -> Future[AppendResult] | None:
         self.reports += 1
@@ -147,12 +159,12 @@ class LoadReports:
         values = np.concatenate((before.ravel(), observer.totals.ravel()))
         times = np.full(len(values), now_ms, dtype=np.int64)
         times[: before.size] = min(begin_ms, now_ms - 1)
-        return self._store.append(SampleBatch(refs_all, times, values.view(np.uint64)))
+        return self._store.append(SampleBatch(refs_all, times, values.view(np.uint64), self._registry))
 
     def _refs(self, node: str, zone: str, key: tuple[str, str], load: EndpointLoad) -> tuple[int, int]:
         labels = {"job": JOB, "instance": node, "service": key[0], "endpoint": key[1]}
         labels |= {name: value for name, value in (("observer_zone", zone), ("zone", load.zone)) if value}
-        success, error = (self._store.registry.resolve({"__name__": name, **labels}) for name in (SUCCESS, ERROR))
+        success, error = (self._registry.resolve({"__name__": name, **labels}) for name in (SUCCESS, ERROR))
         return success, error
 
     def _forget(self, now_ms: int) -> None:

@@ -324,10 +324,14 @@ class Deriver:
         # never before our start: an earlier process may have written until then, and a zero between its samples
         # would count all of them twice
         before_ms = max(now_ms - self._settings.interval_ms, min(self._started_ms, now_ms - 1))
+        registry = self._tenant.registry
+        for series in self._series:
+            series.renew(registry)
         parts = [series.samples(before_ms, now_ms) for series in self._series]
         gone_ms = now_ms - self._settings.stale_ms
         parts += [series.give_up(gone_ms, now_ms) for series in self._series]
-        batch = SampleBatch(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        refs, ts_ms, bits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        batch = SampleBatch(refs, ts_ms, bits, registry)
         if not len(batch):
             return
         try:
@@ -350,6 +354,14 @@ class TableSeries:
         self._registry = registry
         self._tally = tally
         self._refs: NDArray[np.int64] = np.full(table.values.shape, -1, np.int64)  # -1 = none yet, -2 = refused
+
+    def renew(self, registry: SeriesRegistry) -> None:
+        """Take the numbers of the tenant's registry of now: all tables of a write have the same ones."""
+        if registry is not self._registry:
+            self._registry = registry
+            cells = np.argwhere(self._refs >= 0)
+            self._refs[self._refs >= 0] = -2
+            self._resolve(cells)
 
     def samples(self, before_ms: int, now_ms: int) -> Samples:
         """A sample of each series, and a zero at ``before_ms`` of each that is new: else its first events are lost."""

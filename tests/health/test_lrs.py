@@ -88,6 +88,17 @@ def test_counts_add_up_from_zero_on() -> None:
     assert (bench.loads.reports, bench.loads.loads, bench.loads.streams) == (3, 2, 0)
 
 
+def test_the_numbers_of_series_may_change_between_reports() -> None:
+    bench = Bench()
+    bench.serve(report(load("10.0.0.1", 80, 7, 2), load("10.0.0.2", 80, 1, 5)), report(node="e-2"))
+    bench.store.forget([{"__name__": "other"}])
+    bench.serve(report(load("10.0.0.2", 80, 1, 0)))
+    for host, success, error in (("10.0.0.1", 7, 2), ("10.0.0.2", 2, 5)):
+        one = {"instance": "e-1", "endpoint": f"{host}:80"}
+        assert list(bench.samples(SUCCESS, **one).values()) == [success]
+        assert list(bench.samples(ERROR, **one).values()) == [error]
+
+
 def test_series_are_those_of_the_generic_mapping() -> None:
     metrics = {rule.metric for rule in BUILT_IN["generic"].counters}
     assert {SUCCESS, ERROR} <= metrics

@@ -119,7 +119,10 @@ def write(world: World, name: str, labels: dict[str, str], samples: list[tuple[i
     ref = world.tenant.registry.resolve({"__name__": name, **labels})
     times, values = zip(*samples, strict=True)
     batch = SampleBatch(
-        np.full(len(times), ref, np.uint32), np.array(times, np.int64), np.array(values, np.float64).view(np.uint64)
+        np.full(len(times), ref, np.uint32),
+        np.array(times, np.int64),
+        np.array(values, np.float64).view(np.uint64),
+        world.tenant.registry,
     )
     world.tenant.append(batch).result()
 

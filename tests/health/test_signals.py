@@ -71,6 +71,24 @@ def test_a_restart_counts_from_zero_and_a_stale_marker_ends_the_series() -> None
     assert bench.sums() == {("p1", "10.0.0.1:80"): (0.0, 4.0, 0.0)}
 
 
+def test_a_store_may_number_label_values_anew() -> None:
+    bench = Bench()
+    counts = {"10.0.0.1:80": (10.0, 13.0, 20.0), "10.0.0.2:80": (5.0, 50.0, 51.0)}
+    for endpoint, values in counts.items():
+        for k in (0, 1):
+            bench.put(PREFIX + "rq_error", endpoint, NOW + 1000 * k, values[k])
+    bench.read(NOW + 1000)
+    bench.storage = MemoryStorage()
+    bench.storage.symbols.intern("something else")
+    for endpoint in reversed(counts):
+        for k in (1, 2):
+            bench.put(PREFIX + "rq_error", endpoint, NOW + 1000 * k, counts[endpoint][k])
+    bench.read(NOW + 2000)
+    assert {e: attempts for (_, e), (_, attempts, _) in bench.sums().items()} == {
+        endpoint: values[2] - values[0] for endpoint, values in counts.items()
+    }
+
+
 def test_series_and_labels_that_come_later_keep_what_was_counted() -> None:
     bench = Bench()
     for at, value in ((NOW, 0.0), (NOW + 1000, 5.0)):

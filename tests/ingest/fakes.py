@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -23,7 +23,7 @@ from tsdb.batch import AppendResult, SampleBatch, SampleStatus
 from tsdb.clock import ManualClock
 from tsdb.errors import Reason, RejectedError, UnavailableError
 from tsdb.exemplars import ExemplarRing
-from tsdb.index.registry import SeriesRegistry
+from tsdb.index.registry import NO_REF, SeriesRegistry
 from tsdb.limits import SeriesLimits, TimeLimits
 from tsdb.replicas import Replicas, ReplicaSource
 from tsdb.tally import Tally
@@ -38,7 +38,7 @@ class FakeTenant:
 
     def __init__(self, limits: SeriesLimits | None = None) -> None:
         self.registry = SeriesRegistry(limits or SeriesLimits())
-        self.exemplars = ExemplarRing(1 << 20)
+        self.exemplars = ExemplarRing(self.registry)
         self.replicas = Replicas(FAILOVER_MS)
         self.stored: dict[int, dict[int, int]] = {}  # ref -> time -> bits
         self.metadata: list[Metadata] = []
@@ -46,9 +46,19 @@ class FakeTenant:
         self.fail: Exception | None = None
         self.held: list[tuple[Future[AppendResult], SampleBatch]] | None = None
 
+    def forget(self, kept: Sequence[Mapping[str, str]]) -> None:
+        """Begin a new generation with some series, which get other numbers; nothing that was stored is kept."""
+        refs = np.unique(np.array([self.registry.resolve(labels) for labels in kept], np.uint32))
+        former, self.registry = self.registry, self.registry.copied(refs)
+        numbers = np.full(len(former), NO_REF, np.uint32)
+        numbers[refs] = np.arange(len(refs), dtype=np.uint32)
+        former.give_way(self.registry, numbers)
+        self.stored.clear()
+
     def append(self, batch: SampleBatch, source: ReplicaSource | None = None) -> Future[AppendResult]:
         if isinstance(self.fail, UnavailableError):
             raise self.fail
+        assert batch.registry is self.registry, "old numbers: what writes all the time takes the new ones"
         future: Future[AppendResult] = Future()
         if self.held is not None:
             self.held.append((future, batch))

@@ -481,7 +481,8 @@ def test_exemplars_go_to_their_bucket(server: Server) -> None:
         counter.exemplars.add(time_unix_nano=(NOW + i) * MS, as_int=3)
         assert push(server, body) == (200, "")
     registry = server.tenant.registry
-    rows = server.tenant.exemplars.select(np.arange(len(registry), dtype=np.uint32), 0, NOW + 9)
+    rows = server.tenant.exemplars.select(np.arange(len(registry), dtype=np.uint32), 0, NOW + 9, server.tenant.registry)
+    assert rows is not None
     table = registry.label_table(rows.refs)
     shown = [(table.labels(i)["__name__"], table.labels(i).get("le"), rows.ts_ms[i] - NOW) for i in range(4)]
     assert shown == [
@@ -505,3 +506,17 @@ def test_refused_series_are_named(server: Server) -> None:
         assert text.startswith("2 of 9 samples refused")
         assert "series without a metric name: 1" in text
         assert "label name too long: 1" in text
+
+
+def test_totals_go_on_when_the_tenant_numbers_its_series_anew() -> None:
+    tenant = FakeTenant()
+    refs = [tenant.registry.resolve({"__name__": f"m{i}"}) for i in range(4)]
+    receiver = OtlpReceiver(SampleWriter(ManualClock(NOW), Tally()), accept_delta=True)
+    before = receiver._spellings_of(tenant.registry)
+    before.totals[refs] = [1.0, 2.0, 3.0, 4.0]
+    before.newest_ms[refs] = [10, 20, 30, 40]
+    tenant.forget([{"__name__": "m1"}, {"__name__": "m3"}])
+    after = receiver._spellings_of(tenant.registry)
+    assert after is not before
+    assert after.totals[:3].tolist() == [2.0, 4.0, 0.0]
+    assert after.newest_ms[:3].tolist() == [20, 40, 0]

@@ -356,7 +356,8 @@ def test_w22_exemplars_are_kept_and_counted(server: Server) -> None:
     status, counts, text = write(server, late)
     assert (status, counts) == (400, (2, 0, 0))
     assert 'out of order exemplar: 1, first: {__name__="up",job="a"}' in text
-    rows = server.tenant.exemplars.select(np.array([0], np.uint32), 0, NOW + 10)
+    rows = server.tenant.exemplars.select(np.array([0], np.uint32), 0, NOW + 10, server.tenant.registry)
+    assert rows is not None
     assert rows.labels == [b"trace_id\xffab\xff", b"", b"trace_id\xffcd\xff"]
 
 

@@ -78,7 +78,8 @@ def test_exemplars_of_the_other_replica_are_passed_over(server: Server) -> None:
         _, headers, _ = server.post(body, content_type=content_type)
         assert headers["x-prometheus-remote-write-samples-written"] == "1"
         assert headers["x-prometheus-remote-write-exemplars-written"] == "1"
-    rows = server.tenant.exemplars.select(np.array([0], np.uint32), 0, NOW + 9)
+    rows = server.tenant.exemplars.select(np.array([0], np.uint32), 0, NOW + 9, server.tenant.registry)
+    assert rows is not None
     assert rows.ts_ms.tolist() == [NOW]
 
 

@@ -52,6 +52,15 @@ def report(up: int, scraped: int = 0, kept: int = 0, added: int = 0, seconds: fl
     return dict(zip(REPORT_NAMES, (float(up), seconds, float(scraped), float(kept), float(added)), strict=True))
 
 
+def test_the_numbers_of_series_may_change_between_scrapes() -> None:
+    scrapes = Scrapes()
+    scrapes.good("z 1\na 1\nb 2\nc 3")
+    scrapes.tenant.forget([{"__name__": name, **LABELS} for name in ("b", "c", "up")])
+    assert scrapes.good("a 1\nc 4") == {"z": "stale", "b": "stale", "a": 1, "c": 4, **report(1, 2, 2, 0)}
+    scrapes.tenant.forget([{"__name__": "c", **LABELS}])
+    assert scrapes.good("c 5\nd 1") == {"a": "stale", "c": 5, "d": 1, **report(1, 2, 2, 1)}
+
+
 def test_vanished_series_are_marked_once() -> None:
     scrapes = Scrapes()
     assert scrapes.good("a 1\nb 2\nc 3") == {"a": 1, "b": 2, "c": 3, **report(1, 3, 3, 3)}

@@ -338,7 +338,8 @@ def test_w22_exemplars_are_kept(server: Server) -> None:
     body.append(field(1, labels([("__name__", "new")]) + trace))
     assert write(server, *body) == (204, "")
     assert write(server, *body) == (204, "")
-    rows = server.tenant.exemplars.select(np.arange(2, dtype=np.uint32), 0, NOW + 10)
+    rows = server.tenant.exemplars.select(np.arange(2, dtype=np.uint32), 0, NOW + 10, server.tenant.registry)
+    assert rows is not None
     assert rows.labels == [b"trace_id\xffab\xff"] * 2
     assert (rows.refs.tolist(), rows.ts_ms.tolist(), rows.bits.tolist()) == ([0, 1], [NOW] * 2, [bits(0.5)] * 2)
     assert server.tally.snapshot() == {Reason.EXEMPLAR_OUT_OF_ORDER: 2, Reason.EXEMPLAR_TOO_LONG: 2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tsdb.batch import STALE_BITS, AppendResult, SampleBatch
 from tsdb.db import TSDB, StoreConfig, TenantConfig
 from tsdb.errors import LimitError, Reason, RejectedError
+from tsdb.index.registry import SeriesRegistry
 from tsdb.limits import SelectLimits, SeriesLimits, TimeLimits
 from tsdb.matchers import Matcher, MatchOp
-from tsdb.tenant import Tenant
+from tsdb.reader import Reader
+from tsdb.tenant import BeginGeneration, Tenant
 from tsdb.wal.records import Deletion
 
 HOUR = 3_600_000
@@ -41,18 +44,21 @@ def bits_of(value: float) -> int:
     return struct.unpack("<Q", struct.pack("<d", value))[0]
 
 
-def put(tenant: Tenant, rows: list[tuple[dict[str, str], int, int]]) -> AppendResult:
-    refs = np.array([tenant.registry.resolve(labels) for labels, _, _ in rows], np.uint32)
+def put(
+    tenant: Tenant, rows: list[tuple[dict[str, str], int, int]], registry: SeriesRegistry | None = None
+) -> AppendResult:
+    registry = registry or tenant.registry
+    refs = np.array([registry.resolve(labels) for labels, _, _ in rows], np.uint32)
     ts_ms = np.array([t for _, t, _ in rows], np.int64)
     bits = np.array([b for _, _, b in rows], np.uint64)
-    return tenant.append(SampleBatch(refs, ts_ms, bits)).result(timeout=60)
+    return tenant.append(SampleBatch(refs, ts_ms, bits, registry)).result(timeout=60)
 
 
 Content = dict[tuple[tuple[str, str], ...], dict[int, int]]
 
 
 def read(
-    tenant: Tenant, matchers: list[Matcher] | None = None, mint: int = EVERYTHING[0], maxt: int = EVERYTHING[1]
+    tenant: Reader, matchers: list[Matcher] | None = None, mint: int = EVERYTHING[0], maxt: int = EVERYTHING[1]
 ) -> Content:
     frame = tenant.select(matchers or ALL, mint, maxt, LIMITS)
     assert not frame.warnings
@@ -366,17 +372,25 @@ class StoreModel(RuleBasedStateMachine):
         self.time = TimeLimits(out_of_order_window_ms=1 << 50)
         self.db = opened(self.path, shards=shards, time=self.time, segment_bytes=1 << 16)
         self.content: Content = {}
+        self.began()
+
+    def began(self) -> None:
+        """Who has numbers of a generation: writers a registry, readers a view."""
+        tenant = self.db.tenant("default")
+        self.registries, self.views = [tenant.registry], [tenant.view()]
 
     @rule(
         rows=st.lists(
             st.tuples(st.integers(0, 5), MINUTES, st.sampled_from([0, 1, STALE_BITS, bits_of(1.5)])),
             min_size=1,
             max_size=60,
-        )
+        ),
+        registry=st.integers(-3, 9),
     )
-    def append(self, rows: list[tuple[int, int, int]]) -> None:
+    def append(self, rows: list[tuple[int, int, int]], registry: int) -> None:
         batch = [(series(i), T0 + minute * 60_000, b) for i, minute, b in rows]
-        result = put(self.db.tenant("default"), batch)
+        known = self.registries
+        result = put(self.db.tenant("default"), batch, known[min(registry, len(known) - 1)] if registry >= 0 else None)
         refused = 0
         for labels, t, b in batch:
             samples = self.content.setdefault(key(labels), {})
@@ -411,16 +425,28 @@ class StoreModel(RuleBasedStateMachine):
         self.db.maintain()
         assert self.db.cut_failures == 0, self.db.last_error
 
+    @rule(rest=st.booleans())
+    def forget(self, rest: bool) -> None:
+        tenant = self.db.tenant("default")
+        self.registries.append(tenant.registry)
+        self.views.append(tenant.view())
+        with mock.patch("tsdb.shard.SLOTS_REST_S", 0.0 if not rest else 60.0), self.db.unchanged():
+            self.db.log.submit(BeginGeneration(tenant)).result()
+
     @rule()
     def restart(self) -> None:
         self.db.close()
         self.db = opened(self.path, shards=self.shards, time=self.time, segment_bytes=1 << 16)
+        self.began()
 
     @invariant()
     def same(self) -> None:
         if hasattr(self, "db"):
             tenant = self.db.tenant("default")
             assert read(tenant) == self.content
+            for view in self.views[-2:]:  # what began earlier may miss a series, but never has samples of another
+                for labels, samples in read(view).items():
+                    assert samples.items() <= self.content[labels].items()
             last = max((t for samples in self.content.values() for t in samples), default=T0)
             found = tenant.newest(ALL, last - 15 * 60_000, last, LIMITS)
             if found is not None:

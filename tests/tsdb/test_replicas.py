@@ -68,7 +68,9 @@ def test_clusters_are_bounded() -> None:
 
 def push(tenant: Tenant, source: ReplicaSource, ms: int) -> AppendResult:
     ref = tenant.registry.resolve({"__name__": "up", "cluster": source.cluster})
-    batch = SampleBatch(np.array([ref], np.uint32), np.array([ms], np.int64), np.array([ms], np.uint64))
+    batch = SampleBatch(
+        np.array([ref], np.uint32), np.array([ms], np.int64), np.array([ms], np.uint64), tenant.registry
+    )
     return tenant.append(batch, source).result(60)
 
 

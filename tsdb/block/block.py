@@ -147,14 +147,14 @@ class Block:
     Parameters
     ----------
     meta : what the manifest says; the object must be that one
-    symbols : the tenant's table, into which the index interns its own strings on first use
+    symbols : the table into which :attr:`index` interns its own strings on first use; None = one of its own
 
     Raises
     ------
     CorruptionError, FileNotFoundError        the object is not there or not the one the manifest names
     """
 
-    def __init__(self, store: BlockStore, meta: BlockMeta, symbols: SymbolTable) -> None:
+    def __init__(self, store: BlockStore, meta: BlockMeta, symbols: SymbolTable | None = None) -> None:
         self.meta = meta
         self._symbols = symbols
         self._container = Container(store.open(meta.key), meta.key)
@@ -174,8 +174,17 @@ class Block:
         if self._index is None:
             with self._lock:
                 if self._index is None:
-                    self._index = StaticIndex(self._container.arrays("index/"), self._symbols)
+                    self._index = self.index_in(self._symbols or SymbolTable())
         return self._index
+
+    def index_in(self, symbols: SymbolTable) -> StaticIndex:
+        """The same with the numbering of another table.
+
+        Raises
+        ------
+        CorruptionError
+        """
+        return StaticIndex(self._container.arrays("index/"), symbols)
 
     def chunks(self, rows: NDArray[np.int32], mint_ms: int, maxt_ms: int, warnings: list[str] | None = None) -> Chunks:
         """Chunks of some rows that reach into a range; the payloads stay in the memory map.

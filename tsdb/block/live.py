@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,14 @@ def block_position(key: str) -> int:
     return int(key.rpartition("-")[2].partition(".")[0])
 
 
+class Bound(NamedTuple):
+    """A block as a registry of the tenant sees it: label values by its symbols, rows by its numbers."""
+
+    registry: SeriesRegistry
+    rows: StaticIndex
+    refs: NDArray[np.uint32]  # of each row, NO_SLOT = not asked for yet
+
+
 class LiveBlock:
     """An open block, the numbers that its rows have in the tenant's registry, and its tombstones.
 
@@ -49,23 +58,25 @@ class LiveBlock:
     unsaved : the store does not hold these tombstones yet
     """
 
-    __slots__ = ("_refs", "block", "meta", "tombstones", "unsaved")
+    __slots__ = ("_bound", "block", "meta", "tombstones", "unsaved")
 
     def __init__(
         self,
         block: Block,
         meta: BlockMeta,
-        refs: NDArray[np.uint32] | None = None,
+        bound: tuple[SeriesRegistry, NDArray[np.uint32]] | None = None,
         tombstones: Tombstones = NOTHING,
     ) -> None:
         self.block = block
         self.meta = meta
-        self._refs = refs
+        self._bound: Bound | None = None
+        if bound is not None:
+            self._bound = Bound(bound[0], block.index_in(bound[0].symbols), bound[1])
         self.tombstones = tombstones
         self.unsaved = False
 
     @classmethod
-    def open(cls, store: BlockStore, meta: BlockMeta, registry: SeriesRegistry) -> LiveBlock:
+    def open(cls, store: BlockStore, meta: BlockMeta) -> LiveBlock:
         """Open a block that a manifest lists.
 
         Raises
@@ -73,22 +84,40 @@ class LiveBlock:
         CorruptionError, FileNotFoundError        block or tombstones: what was deleted must not come back
         """
         tombstones = read_tombstones(store, meta.deleted) if meta.deleted else NOTHING
-        return cls(Block(store, meta, registry.symbols), meta, tombstones=tombstones)
+        return cls(Block(store, meta), meta, tombstones=tombstones)
+
+    def bound(self, registry: SeriesRegistry) -> Bound:
+        """The block as one registry sees it; only the tenant's own is kept, so that no former one stays in memory.
+
+        Raises
+        ------
+        CorruptionError        a section of the index fails its checksum
+        """
+        bound = self._bound
+        if bound is None or bound.registry is not registry:
+            index = self.block.index_in(registry.symbols)
+            bound = Bound(registry, index, np.full(len(index), NO_SLOT, np.uint32))
+            if registry.is_current:
+                self._bound = bound
+        return bound
+
+    def unbind(self) -> None:
+        """Let go of a registry that has given way to another one."""
+        self._bound = None
 
     def refs(self, rows: NDArray[np.int32], registry: SeriesRegistry) -> NDArray[np.uint32]:
-        """Registry numbers of some rows; rows asked for the first time since the start get theirs now."""
-        if self._refs is None:
-            self._refs = np.full(len(self.block.index), NO_SLOT, np.uint32)
-        refs = self._refs[rows]
+        """Registry numbers of some rows; rows asked for the first time get theirs now."""
+        bound = self.bound(registry)
+        refs = bound.refs[rows]
         unknown = refs == NO_SLOT
         if unknown.any():
             new_rows = rows[unknown]
-            refs[unknown] = self._refs[new_rows] = registry.adopt(*self.block.index.canonical(new_rows))
+            refs[unknown] = bound.refs[new_rows] = registry.adopt(*bound.rows.canonical(new_rows), passive=True)
         return refs
 
-    def find(self, matchers: Sequence[Matcher]) -> NDArray[np.int32]:
+    def find(self, matchers: Sequence[Matcher], registry: SeriesRegistry) -> NDArray[np.int32]:
         """Ascending rows that satisfy every matcher and are not deleted as a whole."""
-        rows = self.block.index.find(matchers)
+        rows = self.bound(registry).rows.find(matchers)
         buried = self.tombstones.rows_buried(self.meta.min_ms, self.meta.max_ms)
         return rows if not len(buried) else rows[~np.isin(rows, buried)]
 
@@ -115,12 +144,13 @@ class LiveBlock:
             chunks, late = tombstones.bury(chunks, rows[chunks.rows])
         return replace(chunks, rows=places[chunks.rows]), replace(late, rows=places[late.rows])
 
-    def rows_of(self, deletion: Deletion) -> NDArray[np.int32]:
+    def rows_of(self, deletion: Deletion, registry: SeriesRegistry) -> NDArray[np.int32]:
         """Ascending rows that a deletion concerns; none when the index is damaged: then nobody reads them either."""
         if self.meta.min_ms > deletion.maxt_ms or self.meta.max_ms < deletion.mint_ms:
             return np.zeros(0, np.int32)
         try:
-            found = [self.block.index.find(selector) for selector in deletion.selectors]
+            index = self.bound(registry).rows
+            found = [index.find(selector) for selector in deletion.selectors]
         except CorruptionError:
             return np.zeros(0, np.int32)
         return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int32)
@@ -141,20 +171,20 @@ class LiveBlock:
         ------
         CorruptionError        a chunk is damaged: the block stays as it is
         """
-        chunks, left = self._all_left()
+        bound = self.bound(registry)
+        chunks, left = self._all_left(len(bound.rows))
         parts = [chunks, encode_rows(left.rows, left.ts_ms, left.bits, span_ms)]
         used = np.unique(np.concatenate([part.rows for part in parts]))
         if not len(used):
             return None
-        renumber = np.full(len(self.block.index), -1, np.int32)
+        renumber = np.full(len(bound.rows), -1, np.int32)
         renumber[used] = np.arange(len(used), dtype=np.int32)
         joined = join_chunks([pick_chunks(part, np.ones(len(part), np.bool_), renumber) for part in parts])
-        index = StaticIndex.build(self.block.index, used.astype(np.uint32))
+        index = StaticIndex.build(bound.rows, used.astype(np.uint32))
         meta = write_block(store, key, index, repack(joined))
-        refs = None if self._refs is None else self._refs[used]
-        return LiveBlock(Block(store, meta, registry.symbols), meta, refs)
+        return LiveBlock(Block(store, meta), meta, (registry, bound.refs[used]))
 
-    def _all_left(self) -> tuple[Chunks, LateSamples]:
-        rows = np.arange(len(self.block.index), dtype=np.int32)
+    def _all_left(self, rows_count: int) -> tuple[Chunks, LateSamples]:
+        rows = np.arange(rows_count, dtype=np.int32)
         chunks = self.block.chunks(rows, MIN_MS, MAX_MS)
         return self.tombstones.bury(chunks, chunks.rows)

@@ -119,6 +119,24 @@ class KeyTable:
                     return keys
                 self._grow()
 
+    def copy_from(self, other: KeyTable, numbers: NDArray[np.uint32]) -> None:
+        """Take over the keys of another table, in their order.
+
+        Parameters
+        ----------
+        numbers : uint32        by the series of the other table their number here; what is beyond it is left out, and
+            what has none: ``0xFFFFFFFF``
+        """
+        table = other.arrays()
+        count = len(other) + 1
+        refs = table.key_refs[1:count]
+        known = np.flatnonzero(refs < len(numbers))
+        renumbered = numbers[refs[known]]
+        kept = renumbered != np.uint32(0xFFFFFFFF)
+        starts = table.key_offsets[1:count][known[kept]].astype(np.int64)
+        ends = starts + table.key_lengths[1:count][known[kept]]
+        self.add_batch(table.key_bytes, starts, ends, renumbered[kept])
+
     def add(self, key: bytes, ref: int) -> int:
         """Remember one key; its number, -1 when the table is full."""
         buf: NDArray[np.uint8] = np.frombuffer(key, np.uint8)

@@ -1,4 +1,4 @@
-"""All series of one tenant since the start of the process: from labels to a dense number, and back."""
+"""The series of one tenant: from labels to a dense number, and back."""
 
 from __future__ import annotations
 
@@ -49,13 +49,22 @@ TAIL_MIN = 1024
 DELTA_MIN = 4096
 """Smallest number of series for which all postings are built anew; above, one eighth of the series."""
 
+PASSIVE_SERIES_MAX = 4_000_000
+"""Room for series that are only read: what queries touch in the seconds until those that have ended are forgotten."""
+
+NO_REF = 0xFFFFFFFF
+"""Number of no series."""
+
+COPIED_AT_ONCE = 1 << 16
+"""Series whose labels are in memory at a time when a registry is copied: 25 MB of usual ones."""
+
 _NAMES_MAX = 1 << 24
 _KEY_BYTES_MAX = 16 << 30
 _SLOTS_FIRST = 1024
 
 
 class SeriesRegistry(SeriesIndex):
-    """Series of a tenant by number (``ref``), dense, for the lifetime of the process.
+    """Series of a tenant by number (``ref``), dense, until another registry takes its place (docs/decisions/0008).
 
     One writer at a time (a lock inside), any number of readers without a lock: everything is append-only arrays
     that never move, and a reader takes the counts first.
@@ -63,15 +72,22 @@ class SeriesRegistry(SeriesIndex):
     Parameters
     ----------
     limits : what a series may be and how many there may be
+    reserved : most series that ever count; 0 = twice those that the limits allow
+
+    Attributes
+    ----------
+    capacity : most series it can number, address space only
+    passive : series that only blocks have, as far as is known: they do not count against the limit
     """
 
-    def __init__(self, limits: SeriesLimits) -> None:
+    def __init__(self, limits: SeriesLimits, reserved: int = 0) -> None:
         super().__init__(SymbolTable())
         self._limits = limits
-        # Series read from blocks or the log are taken beyond the limit: they were accepted once.
-        self._series_max = 2 * limits.active_series_max
-        self._entries_max = entries_max = min(self._series_max * limits.labels_max, (1 << 32) - 1)
-        self.keys = KeyTable(SPELLINGS_PER_SERIES * limits.active_series_max, _KEY_BYTES_MAX)
+        # Series of the log are taken beyond the limit: they were accepted once. Those read from blocks do not count.
+        self._reserved = reserved or 2 * limits.active_series_max
+        self.capacity = self._reserved + PASSIVE_SERIES_MAX
+        self._entries_max = entries_max = min(self.capacity * limits.labels_max, (1 << 32) - 1)
+        self.keys = KeyTable(SPELLINGS_PER_SERIES * self._reserved // 2, _KEY_BYTES_MAX)
         self._name_of_symbol = Arena(np.uint32, len(self.symbols.arrays().sym_offsets))
         self._name_symbols = Arena(np.uint32, _NAMES_MAX)
         self._name_newest = Arena(np.uint32, _NAMES_MAX)
@@ -80,12 +96,14 @@ class SeriesRegistry(SeriesIndex):
         self._pair_values = Arena(np.uint32, entries_max)
         self._pair_older = Arena(np.uint32, entries_max)
         self._pair_slots: NDArray[np.uint64] = np.zeros(_SLOTS_FIRST, np.uint64)
-        self._hashes = Arena(np.uint64, self._series_max)
+        self._hashes = Arena(np.uint64, self.capacity)
         self._series_slots: NDArray[np.uint32] = np.zeros(_SLOTS_FIRST, np.uint32)
-        self._row_offsets = Arena(np.uint32, self._series_max + 1)
+        self._row_offsets = Arena(np.uint32, self.capacity + 1)
         self._rows = Arena(np.uint32, entries_max)
         self._counts: NDArray[np.int64] = np.zeros(4, np.int64)
         self._lock = threading.Lock()
+        self.passive = 0
+        self._successor: tuple[SeriesRegistry, NDArray[np.uint32]] | None = None
         self._segments: tuple[Postings, ...] = ()
         self._segments_lock = threading.Lock()
         self._found: Recent[int] = Recent()
@@ -97,12 +115,22 @@ class SeriesRegistry(SeriesIndex):
 
     def use_limits(self, limits: SeriesLimits) -> bool:
         """Check new series against other limits; False = nothing changes, they need more room than was reserved."""
-        if limits.active_series_max > self._series_max:
+        if limits.active_series_max > self._reserved:
             return False
-        if self._series_max * limits.labels_max > self._entries_max and limits.labels_max > self._limits.labels_max:
+        if self.capacity * limits.labels_max > self._entries_max and limits.labels_max > self._limits.labels_max:
             return False
         self._limits = limits
         return True
+
+    @property
+    def active(self) -> int:
+        """Series that count against ``limits.series.active_series_max``."""
+        return len(self) - self.passive
+
+    @property
+    def _new_series_max(self) -> int:
+        """Most series that may be known when a new one is made for a sender."""
+        return min(self._limits.active_series_max + self.passive, self.capacity)
 
     @property
     def series_hash(self) -> NDArray[np.uint64]:
@@ -136,7 +164,7 @@ class SeriesRegistry(SeriesIndex):
         series.check(self._limits)
         canonical: NDArray[np.uint8] = np.frombuffer(series.canonical, np.uint8)
         offsets = np.array([0, len(canonical)], np.int64)
-        ref = int(self._enter(canonical, offsets, np.zeros(1, np.int64), self._limits.active_series_max)[0])
+        ref = int(self._enter(canonical, offsets, np.zeros(1, np.int64), self._new_series_max)[0])
         if ref < 0:
             limit = self._limits.active_series_max
             raise LimitError(REJECT_CODES[-ref], f"the tenant has {limit:,} series (limits.series.active_series_max)")
@@ -176,9 +204,11 @@ class SeriesRegistry(SeriesIndex):
             limits.labels_max, limits.label_name_bytes_max, limits.label_value_bytes_max, limits.series_bytes_max,
             np.empty(limits.labels_max, np.int64), canonical, offsets, refs,
         )  # fmt: skip
-        return self._enter(canonical, offsets, refs, limits.active_series_max)
+        return self._enter(canonical, offsets, refs, self._new_series_max)
 
-    def adopt(self, canonical: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
+    def adopt(
+        self, canonical: NDArray[np.uint8], offsets: NDArray[np.int64], *, passive: bool = False
+    ) -> NDArray[np.uint32]:
         """Refs of series by their canonical bytes, as the log and the blocks have them; new ones are made.
 
         What was accepted once is not checked against the limits again.
@@ -187,6 +217,7 @@ class SeriesRegistry(SeriesIndex):
         ----------
         canonical : (n_bytes,) uint8
         offsets : (n + 1,) int64
+        passive : new ones do not count as active: somebody reads them
 
         Returns
         -------
@@ -194,17 +225,23 @@ class SeriesRegistry(SeriesIndex):
 
         Raises
         ------
-        LimitError        no room even for twice the series allowed
+        LimitError        no room even beyond the series allowed
         """
-        refs = self._enter(canonical, offsets, np.zeros(len(offsets) - 1, np.int64), self._series_max)
+        refs = self._enter(canonical, offsets, np.zeros(len(offsets) - 1, np.int64), self.capacity, passive=passive)
         if len(refs) and int(refs.min()) < 0:
             raise LimitError(
-                Reason.SERIES_LIMIT, f"more than {self._series_max:,} series (limits.series.active_series_max)"
+                Reason.SERIES_LIMIT, f"more than {self.capacity:,} series (limits.series.active_series_max)"
             )
         return refs.astype(np.uint32)
 
     def _enter(
-        self, canonical: NDArray[np.uint8], offsets: NDArray[np.int64], refs: NDArray[np.int64], series_max: int
+        self,
+        canonical: NDArray[np.uint8],
+        offsets: NDArray[np.int64],
+        refs: NDArray[np.int64],
+        series_max: int,
+        *,
+        passive: bool = False,
     ) -> NDArray[np.int64]:
         """Find or create series by canonical bytes; fills and returns ``refs`` (entries below 0 stay)."""
         view = canonical.data
@@ -212,6 +249,7 @@ class SeriesRegistry(SeriesIndex):
         hashes = np.array([digest(view[a:b]) for a, b in pairwise(offsets.tolist())], np.uint64)
         done = 0
         with self._lock, self.symbols.lock:
+            before = len(self)
             while True:
                 done = kernels.find_or_create(
                     canonical, offsets, hashes, done, series_max, *self.symbols.arrays(),
@@ -221,6 +259,7 @@ class SeriesRegistry(SeriesIndex):
                     self._rows.array, self._counts, refs,
                 )  # fmt: skip
                 if done == len(refs):
+                    self.passive += (len(self) - before) * passive
                     return refs
                 self._grow(int(np.count_nonzero(canonical[offsets[done] : offsets[done + 1]] == 0xFF)) // 2)
 
@@ -240,6 +279,78 @@ class SeriesRegistry(SeriesIndex):
             series_slots: NDArray[np.uint32] = np.zeros(2 * len(self._series_slots), np.uint32)
             kernels.rehash_series(self._hashes.array, series, series_slots)
             self._series_slots = series_slots
+
+    # -- giving way to another registry
+
+    @property
+    def is_current(self) -> bool:
+        """Whether its numbers are the tenant's."""
+        return self._successor is None
+
+    def give_way(self, successor: SeriesRegistry, numbers: NDArray[np.uint32]) -> None:
+        """Let another registry number the tenant's series from now on.
+
+        A registry that gave way to this one earlier must be told, too: it would keep this one alive.
+
+        Parameters
+        ----------
+        numbers : uint32        of each series in the successor, ``NO_REF`` for those that it does not know
+        """
+        successor.use_limits(self._limits)  # they may have been changed since it was made
+        self._successor = successor, numbers
+
+    def skip(self, middle: SeriesRegistry) -> None:
+        """Point to the registry that ``middle``, to which this one gave way, has given way to."""
+        assert self._successor is not None
+        assert self._successor[0] is middle
+        assert middle._successor is not None
+        numbers, further = self._successor[1], middle._successor[1]
+        known = numbers < len(further)
+        skipped: NDArray[np.uint32] = np.full(len(numbers), NO_REF, np.uint32)
+        skipped[known] = further[numbers[known]]
+        self._successor = middle._successor[0], skipped
+
+    def renumbered(
+        self, refs: NDArray[np.uint32], *, passive: bool = False
+    ) -> tuple[SeriesRegistry, NDArray[np.uint32]]:
+        """The tenant's registry of now and the numbers that series of this one have there; made again if forgotten.
+
+        Parameters
+        ----------
+        passive : those made again do not count as active
+
+        Raises
+        ------
+        LimitError        no room even beyond the series allowed
+        """
+        if self._successor is None:
+            return self, refs
+        successor, numbers = self._successor
+        out: NDArray[np.uint32] = np.full(len(refs), NO_REF, np.uint32)
+        known = refs < len(numbers)
+        out[known] = numbers[refs[known]]
+        forgotten = np.flatnonzero(out == NO_REF)
+        if len(forgotten):
+            out[forgotten] = successor.adopt(*self.canonical(refs[forgotten]), passive=passive)
+        return successor.renumbered(out, passive=passive)
+
+    def moved_to(self, registry: SeriesRegistry) -> tuple[NDArray[np.int64], NDArray[np.uint32]] | None:
+        """Series of this registry and their numbers in the one that it has given way to; None when that is another."""
+        if self._successor is None or self._successor[0] is not registry:
+            return None
+        numbers = self._successor[1]
+        kept = np.flatnonzero(numbers != NO_REF)
+        return kept, numbers[kept]
+
+    def copied(self, refs: NDArray[np.uint32]) -> SeriesRegistry:
+        """A new registry with some series (ascending, numbered by their places) and their spellings."""
+        made = SeriesRegistry(self._limits, self._reserved)
+        for begin in range(0, len(refs), COPIED_AT_ONCE):
+            made.adopt(*self.canonical(refs[begin : begin + COPIED_AT_ONCE]))
+        numbers: NDArray[np.uint32] = np.full(len(self), NO_REF, np.uint32)
+        numbers[refs] = np.arange(len(refs), dtype=np.uint32)
+        made.keys.copy_from(self.keys, numbers)
+        return made
 
     # -- reading
 

@@ -58,26 +58,35 @@ def unlogged(refs, segment, logged_in, out_refs):
     return found
 
 
-@kernel(i64(const(u32), i64, mut(u32), mut(u32), mut(u32)))
-def assign_slots(refs, n_slots, slot_of, ref_of, out_slots):
-    """Slots of a batch's series in their shard; series seen for the first time get the next free one.
+@kernel(i64(const(u32), mut(i64), const(u32), mut(u32), mut(u32), mut(u32)))
+def assign_slots(refs, counts, free, slot_of, ref_of, out_slots):
+    """Slots of a batch's series in their shard; a new series gets one that was given back, or the next.
+
+    Parameters
+    ----------
+    counts : (2,) int64, state        slots ever used, entries of ``free`` that are left
+    free : uint32        slots that were given back; the last ones go first
 
     Returns
     -------
-    int64        slots now in use, or -1 when the shard has none left (the batch is then untouched beyond it)
+    int64        0, or -1 when the shard has none left (the batch is then untouched beyond it)
     """
     for i in range(refs.shape[0]):
         ref = refs[i]
         slot = slot_of[ref]
         if slot == u32(NO_SLOT):
-            if n_slots >= ref_of.shape[0]:
+            if counts[1] > 0:
+                counts[1] -= 1
+                slot = free[counts[1]]
+            elif counts[0] < ref_of.shape[0]:
+                slot = u32(counts[0])
+                counts[0] += 1
+            else:
                 return -1
-            slot = u32(n_slots)
             slot_of[ref] = slot
-            ref_of[n_slots] = ref
-            n_slots += 1
+            ref_of[slot] = ref
         out_slots[i] = slot
-    return n_slots
+    return 0
 
 
 @kernel(i64(const(u64), const(i64), const(i32), mut(u64), const(i64)))

@@ -20,6 +20,7 @@ from tsdb.errors import Reason
 from tsdb.limits import SelectLimits
 from tsdb.logs.frame import Texts
 from tsdb.matchers import Matcher, MatchOp
+from tsdb.tenant import BeginGeneration
 
 STREAM = {"job": "nginx", "site": "a.example", "env": "prod", "host": "web-1", "log": "access"}
 WHERE = {"site": "a.example", "env": "prod", "host": "web-1"}
@@ -107,6 +108,23 @@ def test_counters_begin_at_zero_and_grow(worlds: Any) -> None:
         [NOW_S * 1000, NOW_S * 1000 + 5000, NOW_S * 1000 + 10_000],
         [0.0, 1.0, 3.0],
     )
+
+
+def test_the_numbers_of_series_may_change_between_writes(worlds: Any) -> None:
+    world = worlds()
+    for number in range(50):
+        world.tenant.registry.resolve({"__name__": "gone", "n": str(number)})
+    push(world, line())
+    world.count(NOW_S + 5)
+    with world.db.unchanged():
+        world.db.log.submit(BeginGeneration(world.tenant)).result()
+    push(world, line(), line(), first=10)
+    world.count(NOW_S + 10)
+    frame = world.tenant.select(
+        [Matcher("__name__", MatchOp.EQUAL, "nginx_requests_total")], 0, 1 << 62, SelectLimits()
+    )
+    assert frame.values.tolist() == [0.0, 1.0, 3.0]
+    assert world.tenant.registry.find([Matcher("__name__", MatchOp.EQUAL, "gone")]).tolist() == []
 
 
 def test_what_is_pushed_again_is_not_counted_again(worlds: Any) -> None:

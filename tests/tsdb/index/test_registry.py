@@ -119,7 +119,8 @@ def test_one_series_with_more_labels_than_the_first_tables_hold() -> None:
     assert resolve(registry, [labels, labels[::-1]]) == [0, 0]
 
 
-def test_the_number_of_series_is_limited() -> None:
+def test_the_number_of_series_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tsdb.index.registry.PASSIVE_SERIES_MAX", 0)
     registry = SeriesRegistry(SeriesLimits(active_series_max=2))
     series = [[(b"__name__", b"m%d" % i)] for i in range(3)]
     assert [r if r >= 0 else REJECT_CODES[-r] for r in resolve(registry, series)] == [0, 1, Reason.SERIES_LIMIT]
