@@ -53,6 +53,11 @@ def counted(lines: list[bytes], places: np.ndarray, log_format: LineFormat, roun
     return len(lines) / float(np.median(took[1:]))
 
 
+def _escaped(text: str) -> str:
+    """As nginx writes a value outside of JSON."""
+    return text.replace("\\", "\\x5C").replace('"', "\\x22")
+
+
 class _Tail:
     """A store, a deriver and a tailer over some files."""
 
@@ -127,7 +132,7 @@ def main() -> int:
     places = np.array([hosts.setdefault(f["host"], len(hosts)) for f in fields], np.int64)
     combined = [
         f'{f["remote_addr"]} - - [25/Nov/2026:21:00:00 +0000] "{f["method"]} {f["path"]} HTTP/1.1" {f["status"]} '
-        f'{f["body_bytes_sent"]} "-" "{f["user_agent"]}"'.encode()
+        f'{f["body_bytes_sent"]} "-" "{_escaped(f["user_agent"])}"'.encode()
         for f in fields
     ]
     json_rate = counted(few, places, JsonFormat())

@@ -77,9 +77,15 @@ class Tally:
 
 
 async def send_traffic(
-    front: str, client: aiohttp.ClientSession, tally: Tally, rps: float = REQUESTS_PER_SECOND
+    front: str, client: aiohttp.ClientSession, tally: Tally, rps: float = REQUESTS_PER_SECOND, host: str = ""
 ) -> None:
-    """Send a steady stream of requests to the proxy, bounded in rate, number at once and time."""
+    """Send a steady stream of requests to the proxy, bounded in rate, number at once and time.
+
+    Parameters
+    ----------
+    host : the site asked for; "" = the proxy's address
+    """
+    headers = {"Host": host} if host else None
     room = asyncio.Semaphore(IN_FLIGHT_MAX)
     running: set[asyncio.Task[None]] = set()
 
@@ -87,7 +93,7 @@ async def send_traffic(
         status = 0
         # a request that fails is what the demo shows: Envoy counts it
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-            async with client.get(f"http://{front}/cart/{number % 100}") as response:
+            async with client.get(f"http://{front}/cart/{number % 100}", headers=headers) as response:
                 status = response.status
                 await response.read()
         tally.sent += 1

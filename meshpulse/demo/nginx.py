@@ -7,6 +7,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from meshpulse.demo.mesh import Upstream
+from meshpulse.demo.processes import Child
+from meshpulse.demo.serve import free_port
+
+SITES = ("shop.example", "blog.example")
+REQUESTS_PER_SECOND = 20.0
+"""For each site."""
+
 ACCESS_JSON = (
     '{"time":$msec,"server_name":"$server_name","host":"$host","remote_addr":"$remote_addr",'
     '"method":"$request_method","path":"$uri","status":$status,"body_bytes_sent":$body_bytes_sent,'
@@ -23,11 +31,12 @@ def find_nginx() -> Path | None:
     return Path(found) if found else None
 
 
-def nginx_config(folder: Path, port: int, sites: Mapping[str, Sequence[str]]) -> str:
+def nginx_config(folder: Path, port: int, sites: Mapping[str, Sequence[str]], tries: int = 2) -> str:
     """A configuration that serves sites on one port, each in front of the addresses of its servers.
 
     nginx' own detector (``max_fails``) is off, so that what fails goes on to be seen; a failed attempt is tried again
-    at another server. Each site logs to ``access.json``, and in the combined format to ``SITE.combined.log``.
+    at another server, ``tries`` in all. Each site logs to ``access.json``, and in the combined format to
+    ``SITE.combined.log``.
     """
     servers = ""
     for site, addresses in sites.items():
@@ -44,7 +53,7 @@ def nginx_config(folder: Path, port: int, sites: Mapping[str, Sequence[str]]) ->
       proxy_pass http://{group};
       proxy_connect_timeout 2s;
       proxy_next_upstream error timeout http_500;
-      proxy_next_upstream_tries 2;
+      proxy_next_upstream_tries {tries};
     }}
   }}"""
     temporary = "".join(f"{kind}_temp_path {folder}/{kind}; " for kind in ("client_body", "proxy", "fastcgi"))
@@ -79,3 +88,16 @@ def nginx_files(folder: Path) -> dict[str, object]:
         "metrics": {"interval": "1s"},
         "poll_interval": "200ms",
     }
+
+
+async def start_nginx(folder: Path, upstreams: Sequence[Upstream]) -> tuple[Child, str] | None:
+    """nginx before the upstreams, half of them for each site, and its address; None = it is not installed."""
+    program = find_nginx()
+    if program is None:
+        return None
+    port = free_port()
+    half = len(upstreams) // 2
+    addresses = [f"127.0.0.1:{upstream.port}" for upstream in upstreams]
+    sites = dict(zip(SITES, (addresses[:half], addresses[half:]), strict=True))
+    (folder / "nginx.conf").write_text(nginx_config(folder, port, sites, tries=1))
+    return await Child.start("nginx", nginx_command(program, folder), folder), f"127.0.0.1:{port}"

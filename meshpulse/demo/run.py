@@ -19,9 +19,11 @@ from rich.live import Live
 
 from meshpulse.demo.envoy import CLUSTER, Envoy
 from meshpulse.demo.mesh import SECONDS_MAX, Tally, Upstream, send_traffic
+from meshpulse.demo.nginx import REQUESTS_PER_SECOND as SITE_RPS
+from meshpulse.demo.nginx import SITES, nginx_files, start_nginx
 from meshpulse.demo.processes import DemoError
 from meshpulse.demo.serve import Mesh, free_port, start_meshpulse
-from meshpulse.demo.view import ERRORS, RATE, Asker, Snapshot, plain, render, story
+from meshpulse.demo.view import ERRORS, RATE, SITE_ERRORS, Asker, Snapshot, plain, render, story
 
 SCRAPE_INTERVAL = "2s"
 ENVOYS = 3
@@ -45,12 +47,18 @@ POLICY = {
 _PLAIN_EVERY_S = 5.0
 
 
-def _introduce(console: Console, url: str, failing: str) -> None:
+def _introduce(console: Console, url: str, failing: str, *, lines: bool) -> None:
     console.print(f"\nGrafana: add a data source of type Prometheus with the URL {url}", highlight=False)
     console.print("Or ask by hand:", highlight=False)
     for query in (RATE, ERRORS):
         console.print(f"  curl -s {url}/api/v1/query --data-urlencode 'query={query}'", highlight=False, soft_wrap=True)
     console.print(f"  curl -s {url}/api/v1/status/tsdb", highlight=False)
+    if lines:
+        console.print(
+            f"  curl -sG {url}/loki/api/v1/query --data-urlencode 'query={SITE_ERRORS}'",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"  meshpulse health explain {CLUSTER} {failing} --url {url}", highlight=False, soft_wrap=True)
     console.print(f"Watch endpoints, states and reasons at {url}/health\n", highlight=False)
 
@@ -123,7 +131,13 @@ async def _demo(duration_s: float, console: Console, picture: Path | None) -> No
         for i in range(ENVOYS):
             envoys.append(await Envoy.start(folder, f"envoy-{i + 1}", port))
             stack.push_async_callback(envoys[-1].child.end)
-        mesh = Mesh(folder, port, envoys, upstreams, POLICY, SCRAPE_INTERVAL)
+        nginx = await start_nginx(folder, upstreams)
+        if nginx is not None:
+            stack.push_async_callback(nginx[0].end)
+        else:
+            console.print("nginx is not installed: no lines of it are shown", highlight=False)
+        more = {"nginx": nginx_files(folder)} if nginx is not None else {}
+        mesh = Mesh(folder, port, envoys, upstreams, POLICY, SCRAPE_INTERVAL, more)
         started = asyncio.ensure_future(start_meshpulse(mesh, client, _speaker(console)))
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({started, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -134,15 +148,20 @@ async def _demo(duration_s: float, console: Console, picture: Path | None) -> No
             return
         stack.push_async_callback(started.result().end)
         url = mesh.url
-        _introduce(console, url, f"127.0.0.1:{upstreams[2].port}")
+        _introduce(console, url, f"127.0.0.1:{upstreams[2].port}", lines=nginx is not None)
         await asyncio.gather(*(envoy.wait_ready(client) for envoy in envoys))
+        if nginx is not None:
+            nginx[0].check()
         tasks = [asyncio.create_task(send_traffic(envoy.front, client, Tally())) for envoy in envoys]
         tasks.append(asyncio.create_task(_fall_ill(upstreams[2])))
+        if nginx is not None:
+            front = nginx[1]
+            tasks += [asyncio.create_task(send_traffic(front, client, Tally(), SITE_RPS, site)) for site in SITES]
         names = {f"127.0.0.1:{upstream.port}": upstream.name for upstream in upstreams}
         begin = time.monotonic()
         clock_offset = time.time() - begin
         try:
-            snapshot = await _show(Asker(url, client), names, console, duration_s, stop)
+            snapshot = await _show(Asker(url, client, lines=nginx is not None), names, console, duration_s, stop)
         finally:
             for task in tasks:
                 task.cancel()

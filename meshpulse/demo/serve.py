@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Mesh:
     port : where it will listen
     policy : of its health verdicts, as in the configuration
     scrape_interval : of all jobs
+    more : further sections of the configuration
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class Mesh:
     upstreams: Sequence[Upstream]
     policy: Mapping[str, Any]
     scrape_interval: str
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -62,6 +64,7 @@ class Mesh:
                     "storage": {"free_bytes_min": 0, "free_fraction_min": 0},  # minutes of samples fit anywhere
                     "scrape_configs": jobs,
                     "health": {"policies": [dict(self.policy)], "topology": [{"file": str(topology)}]},
+                    **self.more,
                 }
             )
         )

@@ -31,6 +31,11 @@ FACTS = {
     f" / sum(rate(meshpulse_samples_appended_total[{WINDOW}]))",
     "fsync p99": f"histogram_quantile(0.99, sum by (le) (rate(meshpulse_wal_fsync_seconds_bucket[{WINDOW}])))",
 }
+SITE_LINES = f'sum by (site) (rate({{log="access",env="demo"}}[{WINDOW}]))'
+SITE_ERRORS = f'sum by (site) (rate({{log="access",env="demo"}} | json | status >= 500 [{WINDOW}])) / {SITE_LINES}'
+LAST_ERROR = '{log="access",env="demo"} | json | status >= 500'
+"""LogQL over the lines of nginx, as they stand in its files."""
+
 HISTORY_S = 60
 STEP_S = 2
 SICK = 0.05
@@ -59,14 +64,22 @@ class Snapshot:
     p99_ms: float | None = None
     facts: dict[str, float | None] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
+    sites: dict[str, tuple[float, float]] = field(default_factory=dict)  # lines a second, share of them with 5xx
+    last_error: str = ""
 
 
 class Asker:
-    """Asks meshpulse over HTTP."""
+    """Asks meshpulse over HTTP.
 
-    def __init__(self, url: str, client: aiohttp.ClientSession) -> None:
+    Parameters
+    ----------
+    lines : there are lines of nginx to ask for
+    """
+
+    def __init__(self, url: str, client: aiohttp.ClientSession, *, lines: bool = False) -> None:
         self._url = url
         self._client = client
+        self._lines = lines
 
     async def _ask(self, path: str, **params: str) -> list[dict[str, Any]]:
         async with self._client.post(f"{self._url}/api/v1/{path}", data=params) as response:
@@ -92,14 +105,37 @@ class Asker:
         rows: list[dict[str, Any]] = body["data"][path] if body.get("status") == "success" else []
         return rows
 
+    async def _loki(self, path: str, query: str, **params: str) -> list[dict[str, Any]]:
+        url = f"{self._url}/loki/api/v1/{path}"
+        async with self._client.get(url, params={"query": query, **params}) as response:
+            body = await response.json(content_type=None)
+        result: list[dict[str, Any]] = body["data"]["result"] if body.get("status") == "success" else []
+        return result
+
+    async def lines(self) -> tuple[dict[str, tuple[float, float]], str]:
+        """(lines a second, share of 5xx) of each site, and the newest line with 5xx."""
+        if not self._lines:
+            return {}, ""
+        rates, errors, last = await asyncio.gather(
+            self._loki("query", SITE_LINES),
+            self._loki("query", SITE_ERRORS),
+            self._loki("query_range", LAST_ERROR, limit="1"),
+        )
+        bad = {row["metric"]["site"]: float(row["value"][1]) for row in errors}
+        sites = {row["metric"]["site"]: float(row["value"][1]) for row in rates}
+        # each stream of the answer has a line; the request id tells nobody anything here
+        text = last[0]["values"][0][1].partition(',"request_id"')[0] + "}" if last else ""
+        return {site: (rate, bad.get(site, 0.0)) for site, rate in sorted(sites.items())}, text
+
     async def snapshot(self, names: dict[str, str]) -> Snapshot:
         """Ask for everything at once; ``names`` of the upstreams by address."""
-        (rates, errors, p99), history, facts, verdicts, events = await asyncio.gather(
+        (rates, errors, p99), history, facts, verdicts, events, (sites, last_error) = await asyncio.gather(
             asyncio.gather(*map(self.instant, (RATE, ERRORS, P99))),
             self.history(ERRORS),
             asyncio.gather(*map(self.instant, FACTS.values())),
             self.health("endpoints"),
             self.health("events"),
+            self.lines(),
         )
         rows = [Endpoint(a, rates.get(a), errors.get(a), history.get(a, [])) for a in names]
         known = {verdict["endpoint"]: verdict for verdict in verdicts}
@@ -108,7 +144,7 @@ class Asker:
                 row.state, row.weight = known[row.address]["state"], known[row.address]["weight_factor"]
         told = [event for event in events if event["endpoint"] in names]
         values = {name: _number(fact.get("")) for name, fact in zip(FACTS, facts, strict=True)}
-        return Snapshot(rows, _number(p99.get("")), values, told)
+        return Snapshot(rows, _number(p99.get("")), values, told, sites, last_error)
 
 
 def event_line(event: dict[str, Any], names: dict[str, str]) -> str:
@@ -146,6 +182,14 @@ def facts_lines(snapshot: Snapshot) -> list[str]:
     ]
 
 
+def lines_lines(snapshot: Snapshot) -> list[str]:
+    """What the lines of nginx say; nothing without them."""
+    if not snapshot.sites:
+        return []
+    sites = " · ".join(f"{s} {rate:.0f} lines/s, {bad:.1%} 5xx" for s, (rate, bad) in snapshot.sites.items())
+    return [f"nginx by its log: {sites}", *([f"newest 5xx: {snapshot.last_error}"] if snapshot.last_error else [])]
+
+
 def render(snapshot: Snapshot, names: dict[str, str], headline: str) -> RenderableType:
     """The live view."""
     table = Table(expand=True, box=None, pad_edge=False)
@@ -168,6 +212,8 @@ def render(snapshot: Snapshot, names: dict[str, str], headline: str) -> Renderab
             Text(_bar(endpoint.history), style="red"),
         )
     parts: list[RenderableType] = [table, "", Text("\n".join(facts_lines(snapshot)), style="cyan")]
+    if snapshot.sites:
+        parts += ["", Text("\n".join(lines_lines(snapshot)), style="magenta", no_wrap=True, overflow="ellipsis")]
     if snapshot.events:
         lines = [event_line(event, names) for event in snapshot.events[-EVENTS_SHOWN:]]
         parts += ["", Text("\n".join(lines), no_wrap=True, overflow="ellipsis")]
@@ -182,7 +228,7 @@ def plain(snapshot: Snapshot, names: dict[str, str], headline: str) -> str:
         figures = f"{_text(e.rate, '.1f'):>10} {_text(e.errors, '.1%'):>8}"
         lines.append(f"  {names.get(e.address, ''):<10} {e.address:<22} {figures} {e.state}{mark}")
     events = [event_line(event, names) for event in snapshot.events[-EVENTS_SHOWN:]]
-    lines += [f"  {line}" for line in (*facts_lines(snapshot), *events)]
+    lines += [f"  {line}" for line in (*facts_lines(snapshot), *lines_lines(snapshot), *events)]
     return "\n".join(lines)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from meshpulse.demo.nginx import find_nginx
+
 MESHPULSE = Path(sys.executable).parent / "meshpulse"
 
 pytestmark = pytest.mark.skipif(
@@ -47,6 +49,13 @@ def test_the_failing_endpoint_is_ejected(tmp_path: Path) -> None:
     assert not re.search(r"ejected [abdef]", out), out
     assert re.search(r"[\d,]+ samples/s · [\d,]+ series · [\d,]+ samples in memory", last), last
     assert re.search(r"[\d.]+ bytes per sample in memory .* · [\d.]+ in the log", last), last
+    if find_nginx() is None:
+        assert "nginx is not installed" in out
+    else:
+        assert re.search(r"nginx by its log: blog\.example \d+ lines/s, 0\.0% 5xx · shop\.example \d+ lines/s", last), (
+            last
+        )
+        assert re.search(r'newest 5xx: {"time":.*"server_name":"shop\.example".*"upstream_status":"500"', last), last
     assert "curl -s http://127.0.0.1:" in out
     assert "meshpulse health explain checkout 127.0.0.1:" in out
     assert "Grafana" in out
