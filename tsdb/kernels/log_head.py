@@ -137,20 +137,27 @@ def choose_rows(refs, ts_ns, wanted, start_ns, end_ns, out):
     return count
 
 
-@kernel(i64(const(u8), const(i64)))
-def longest_word(data, offsets):
-    """Length of the longest run of ASCII letters and digits in any of the texts."""
-    longest = i64(0)
+@kernel(i64(const(u8), const(i64), mut(i64)))
+def longest_words(data, offsets, longest):
+    """Raise ``longest`` to the longest runs in any of the texts: (of ASCII letters and digits, of these and dashes)."""
     for i in range(len(offsets) - 1):
         run = i64(0)
+        dashed = i64(0)
         for k in range(offsets[i], offsets[i + 1]):
             c = data[k]
             if (c >= 48 and c <= 57) or (c >= 65 and c <= 90) or (c >= 97 and c <= 122):
                 run += 1
-                longest = max(longest, run)
+                dashed += 1
+                longest[0] = max(longest[0], run)
+                longest[1] = max(longest[1], dashed)
+            elif c == 45:
+                run = i64(0)
+                dashed += 1
+                longest[1] = max(longest[1], dashed)
             else:
                 run = i64(0)
-    return longest
+                dashed = i64(0)
+    return longest[0]
 
 
 @device

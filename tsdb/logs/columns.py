@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +17,27 @@ from numpy.typing import NDArray
 from tsdb.errors import CorruptionError
 from tsdb.kernels import log_columns as kernels
 from tsdb.kernels.log_columns import DELTA, DICT_MAX, HEX, IPS, NUMBERS, OTHER, PLAIN, SCALE_MAX
-from tsdb.kernels.log_head import longest_word
+from tsdb.kernels.log_head import longest_words
 from tsdb.kernels.log_scan import find_at_begin
 from tsdb.logs.blobs import NO_INTS, BlobReader, BlobWriter
 from tsdb.logs.frame import Column, FieldKind, Texts, contains, gather, padded
 from tsdb.logs.needles import Place
+from tsdb.logs.text_types import (
+    IPV6_BYTES,
+    IPV6_RUN,
+    UUID_RUN,
+    UUID_WIDTH,
+    Layout,
+    format_ipv6,
+    format_times,
+    format_uuids,
+    is_ipv6,
+    is_uuid,
+    layout_of,
+    parse_ipv6,
+    parse_times,
+    parse_uuids,
+)
 
 EXCEPTIONS_MAX = 0.3
 """Share of the rows that a type may leave out."""
@@ -28,6 +45,9 @@ EXCEPTIONS_MAX = 0.3
 SAMPLE_ROWS = 1024
 WIDTH_ROWS = 32
 HEX_BYTES_MIN = 8
+IP_RUN = 3
+"""Digits of a dotted quad between two dots."""
+
 NUMBERS_DISTINCT_MIN = 64
 """Fewer distinct numbers are a dictionary."""
 
@@ -37,8 +57,17 @@ TS = -1
 _BACKSLASH = 0x5C
 _DIGITS = frozenset(b"0123456789")
 _NO_DIGITS = re.compile(rb"[^0-9]+")
-_ALPHABETS = {"num": _DIGITS | set(b".-"), "ip": _DIGITS | set(b"."), "hex": _DIGITS | set(b"abcdef")}
+_ALPHABETS = {
+    "num": _DIGITS | set(b".-"),
+    "ip": _DIGITS | set(b"."),
+    "hex": _DIGITS | set(b"abcdef"),
+    "uuid": _DIGITS | set(b"abcdef-"),
+    "ipv6": _DIGITS | set(b"abcdef:."),
+}
 """Bytes that the regular texts of a type are made of."""
+
+_LONGEST = {"uuid": UUID_WIDTH, "ipv6": 45, "time": 40}
+"""Bytes of the longest text of a type; an IPv6 address may end in dotted digits."""
 
 
 class Spans(NamedTuple):
@@ -80,23 +109,26 @@ class ColumnWriter:
     ----------
     blobs : where the bytes go
     ts_ns : (n,) int64        time of each row: a column may be a function of it
+    longest : (2,) int64        raised to the longest runs of letters and digits, and of these and dashes, of all values
+        but ``hex_values`` and ``uuid_values``
 
     Attributes
     ----------
-    longest_word : no value outside of ``hex_values`` has a longer run of letters and digits
     hex_values : (bytes of a value, their bytes) of the hex columns without exceptions
+    uuid_values : (16 x values,) uint8 of the UUID columns without exceptions
     """
 
-    def __init__(self, blobs: BlobWriter, ts_ns: NDArray[np.int64]) -> None:
+    def __init__(self, blobs: BlobWriter, ts_ns: NDArray[np.int64], longest: NDArray[np.int64]) -> None:
         self._blobs = blobs
         self._ts_ns = ts_ns
         self._numbers: list[Numbers] = []
         self._count = 0
-        self.longest_word = 0
+        self._longest = longest
         self.hex_values: list[tuple[int, NDArray[np.uint8]]] = []
+        self.uuid_values: list[NDArray[np.uint8]] = []
 
     def _put_texts(self, texts: Texts) -> list[Any]:
-        self.longest_word = max(self.longest_word, longest_word(*texts))
+        longest_words(*texts, self._longest)
         return self._blobs.put_texts(texts)
 
     def encode(self, values: Spans, suspects: NDArray[np.int64] = NO_INTS) -> dict[str, Any]:
@@ -123,12 +155,15 @@ class ColumnWriter:
         stats, scale, enough, width, _ = self._measure(sample)
         if stats[kernels.EQUAL] == len(sample.starts) and kernels.all_equal(*values):
             text = values.rows(np.zeros(1, np.int64)).texts()
-            self.longest_word = max(self.longest_word, longest_word(*text))
+            longest_words(*text, self._longest)
             return {"t": "const", "v": text.text(0).decode("latin-1")}
         entry: dict[str, Any] | None = None
         distinct = len(self._number_distinct(sample)[1].offsets) - 1
         many = distinct >= min(DICT_MAX, len(sample.starts) // 2)
-        if stats[IPS] >= enough and many:
+        fixed = self._fixed_type(sample) if many else None
+        if fixed is not None:
+            entry = fixed(values, number)
+        elif stats[IPS] >= enough and many:
             entry = self._ip(values)
         elif width >= HEX_BYTES_MIN and width % 2 == 0 and stats[HEX] >= enough and many:
             entry = self._hex(values, width)
@@ -202,7 +237,7 @@ class ColumnWriter:
         how, column = best
         if how != OTHER and not good.all():
             chosen_ints = np.where(good, ints, int(np.median(ints[good])))
-        self.longest_word = max(self.longest_word, kernels.NUMBER_BYTES_MAX)
+        np.maximum(self._longest, kernels.NUMBER_BYTES_MAX, out=self._longest)
         self._numbers.append(Numbers(number, scale, chosen_ints))
         entry: dict[str, Any] = {"t": "num", "s": scale, "p": self._blobs.put_ints(chosen_ints, how, chosen.ints)}
         if how == OTHER:
@@ -211,6 +246,7 @@ class ColumnWriter:
         return entry
 
     def _ip(self, values: Spans) -> dict[str, Any] | None:
+        np.maximum(self._longest, IP_RUN, out=self._longest)
         ints, good = np.empty(len(values.starts), np.int64), np.empty(len(values.starts), np.uint8)
         if kernels.parse_ips(*values, ints, good) < len(good) * (1 - EXCEPTIONS_MAX):
             return None
@@ -223,13 +259,53 @@ class ColumnWriter:
         if good.all():
             self.hex_values.append((width // 2, data))
         else:
-            self.longest_word = max(self.longest_word, width)
+            self._longest[0] = max(self._longest[0], width)
+        self._longest[1] = max(self._longest[1], width)
         return {
             "t": "hex",
             "w": width,
             "p": self._blobs.put(data),
             "x": self._exceptions(values, good.view(np.bool_)),
         }
+
+    def _fixed_type(self, sample: Spans) -> Callable[[Spans, int], dict[str, Any] | None] | None:
+        """What encodes times, UUIDs or IPv6 addresses, if most of some values are such."""
+        n = len(sample.starts)
+        texts = sample.rows(np.unique(np.linspace(0, n - 1, 3).astype(np.int64))).texts().to_list()
+        if n * (1 - EXCEPTIONS_MAX) > np.count_nonzero(sample.lengths >= 2) or not any(texts):
+            return None
+        for text in texts:
+            layout = layout_of(text)
+            if layout is not None and parse_times(*sample, layout)[1].mean() >= 1 - EXCEPTIONS_MAX:
+                return partial(self._time, layout)
+        if any(map(is_uuid, texts)) and parse_uuids(*sample)[1].mean() >= 1 - EXCEPTIONS_MAX:
+            return self._uuid
+        if any(map(is_ipv6, texts)) and parse_ipv6(sample.texts().to_list())[1].mean() >= 1 - EXCEPTIONS_MAX:
+            return self._ipv6
+        return None
+
+    def _time(self, layout: Layout, values: Spans, number: int) -> dict[str, Any] | None:
+        ints, good = parse_times(*values, layout)
+        if not good.any():
+            return None
+        return {**self._number(values, number, layout.decimals, ints, good), "t": "time", "f": list(layout)}
+
+    def _planes(self, type_: str, values: Spans, planes: NDArray[np.uint8], good: NDArray[np.bool_]) -> dict[str, Any]:
+        exceptions = self._exceptions(values, good)
+        return {"t": type_, "p": self._blobs.put(planes.reshape(-1)), "x": exceptions}
+
+    def _uuid(self, values: Spans, number: int) -> dict[str, Any]:  # noqa: ARG002
+        planes, good = parse_uuids(*values)
+        self._longest[0] = max(self._longest[0], UUID_RUN)
+        if good.all():
+            self.uuid_values.append(np.ascontiguousarray(planes.T).reshape(-1))
+        else:
+            self._longest[1] = max(self._longest[1], UUID_WIDTH)
+        return self._planes("uuid", values, planes, good)
+
+    def _ipv6(self, values: Spans, number: int) -> dict[str, Any]:  # noqa: ARG002
+        np.maximum(self._longest, IPV6_RUN, out=self._longest)
+        return self._planes("ipv6", values, *parse_ipv6(values.texts().to_list()))
 
     def _skeleton(self, values: Spans) -> dict[str, Any] | None:
         n, size = len(values.starts), int(values.lengths.sum())
@@ -245,7 +321,7 @@ class ColumnWriter:
             ints = np.ascontiguousarray(ints[:count][mine])
             count = len(ints)
             codes = np.where(kept, codes, 0)
-        self.longest_word = max(self.longest_word, longest_word(*values.texts()))
+        longest_words(*values.texts(), self._longest)
         # How many numbers a row has follows from its skeleton; those of rows left out are none.
         return {
             "t": "skel",
@@ -383,6 +459,12 @@ class StoredColumn:
             data, offsets = self._texts("p")
             starts = offsets[rows]
             return Spans(data, starts, offsets[rows + 1] - starts)
+        if self.type == "time":
+            return spans_of(format_times(self.ints()[rows], Layout(*self._entry["f"])))
+        if self.type == "uuid":
+            return spans_of(format_uuids(self._planes()[:, rows]))
+        if self.type == "ipv6":
+            return spans_of(format_ipv6(self._planes()[:, rows]))
         if self.type == "hex":
             width = self.hex_width
             half = width // 2
@@ -403,6 +485,18 @@ class StoredColumn:
             else:
                 raise CorruptionError("column", 0, f"unknown type {self.type!r}")
         return Spans(out, offsets[:-1], np.diff(offsets))
+
+    def _planes(self) -> NDArray[np.uint8]:
+        """(16, n) bytes of a ``uuid`` or ``ipv6`` column."""
+        place = self._entry["p"]
+        if place[2] != IPV6_BYTES * self._n:
+            raise CorruptionError("column", place[0], "values and rows differ in number")
+        return self._blobs.get(place, 0).reshape(IPV6_BYTES, self._n)
+
+    @property
+    def alphabet(self) -> frozenset[int] | None:
+        """Bytes that its regular texts are made of; None = any."""
+        return Layout(*self._entry["f"]).alphabet if self.type == "time" else _ALPHABETS.get(self.type)
 
     def hex_bytes(self) -> NDArray[np.uint8]:
         """(n * width / 2,) uint8 of a hex column."""
@@ -458,10 +552,14 @@ class StoredColumn:
         flags = self._by_value(lambda text: needle in text, rows)
         if flags is None and self.type == "skel" and kernels.SLOT not in needle:
             flags = self._skeletons_hold(needle, rows)
-        if flags is None and self.type in _ALPHABETS:
-            longest = self.hex_width if self.type == "hex" else kernels.NUMBER_BYTES_MAX
-            if len(needle) > longest or set(needle) - _ALPHABETS[self.type]:
+        alphabet = self.alphabet
+        if flags is None and alphabet is not None:
+            longest = self.hex_width or _LONGEST.get(self.type, kernels.NUMBER_BYTES_MAX)
+            if len(needle) > longest or not alphabet.issuperset(needle):
                 flags = np.zeros(len(rows), np.bool_)
+            elif self.type == "uuid" and is_uuid(needle):
+                wanted = np.frombuffer(bytes.fromhex(needle.decode().replace("-", "")), np.uint8)
+                flags = (self._planes() == wanted[:, None]).all(axis=0)[rows]
             elif len(needle) == self.hex_width:
                 wanted = np.frombuffer(bytes.fromhex(needle.decode()), np.uint8)
                 flags = (self.hex_bytes().reshape(self._n, -1)[rows] == wanted).all(axis=1)
@@ -481,7 +579,7 @@ class StoredColumn:
     @property
     def cost(self) -> int:
         """How much it takes to look for a text, for sorting."""
-        return ("const", "dict", "num", "ip", "hex", "skel", "str").index(self.type)
+        return ("const", "dict", "num", "ip", "hex", "uuid", "time", "ipv6", "skel", "str").index(self.type)
 
     def stands(self, needle: bytes, place: Place, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of some rows have a text at a place of their value that is not anywhere."""
@@ -493,7 +591,7 @@ class StoredColumn:
 
         flags = self._by_value(good, rows)
         if flags is None:
-            alphabet = _ALPHABETS.get(self.type)
+            alphabet = self.alphabet
             if alphabet is None or alphabet.issuperset(needle):
                 return _compared(self.spans(rows), needle, place)
             flags = np.zeros(len(rows), np.bool_)

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from tsdb.errors import CorruptionError
 from tsdb.kernels.log_columns import DELTA, assemble_lines
-from tsdb.kernels.log_head import longest_word
+from tsdb.kernels.log_head import longest_words
 from tsdb.kernels.log_split import JSON, TEXT, VALUES_MAX, copy_columns, pick_values, split_lines
 from tsdb.logs.blobs import BlobReader, BlobWriter
 from tsdb.logs.columns import ColumnWriter, Spans, StoredColumn, spans_of
 from tsdb.logs.frame import DETECTED_LEVEL, PAD_BYTES, Column, FieldKind, Format, Texts, contains, gather, padded
 from tsdb.logs.needles import cases_of
 from tsdb.logs.rows import join_columns, level_column, split_metadata
+from tsdb.logs.text_types import UUID_BYTES
 
 PATTERNS_MAX = 64
 PATTERN_ROWS_MIN = 16
@@ -55,6 +56,7 @@ class Bloomed(NamedTuple):
 
     size: int
     values: NDArray[np.uint8]
+    is_uuid: bool = False
 
 
 class Facts(NamedTuple):
@@ -62,12 +64,24 @@ class Facts(NamedTuple):
 
     Attributes
     ----------
-    bloomed : hex columns without exceptions
-    longest_word : longest run of letters and digits anywhere but in these columns
+    bloomed : hex and UUID columns without exceptions
+    longest_word, longest_dashed : longest runs of letters and digits, and of these and dashes, anywhere but in these
+        columns; the second counts hex columns too
     """
 
     bloomed: list[Bloomed]
     longest_word: int
+    longest_dashed: int
+
+    @property
+    def hex_widths(self) -> int:
+        """Bit b is set where a hex column of b bytes a value is bloomed."""
+        return sum({1 << min(column.size, 62) for column in self.bloomed if not column.is_uuid})
+
+    @property
+    def has_uuids(self) -> bool:
+        """Whether a UUID column is bloomed."""
+        return any(column.is_uuid for column in self.bloomed)
 
 
 def encode_group(entries: Entries) -> tuple[list[bytes | memoryview], int, Facts]:
@@ -115,7 +129,7 @@ def _encode_lines(entries: Entries, blobs: BlobWriter) -> tuple[dict[str, Any], 
     ids = np.full(n, len(chosen), np.uint8)
     patterns = []
     bloomed: list[Bloomed] = []
-    longest = 0
+    longest = np.zeros(2, np.int64)
     for k, shape_number in enumerate(chosen.tolist()):
         model = int(models[shape_number])
         rows = np.flatnonzero(pattern_of == shape_number) if len(models) > 1 else np.arange(n)
@@ -135,11 +149,12 @@ def _encode_lines(entries: Entries, blobs: BlobWriter) -> tuple[dict[str, Any], 
             borders += [int(value_starts[v]), int(value_ends[v])]
         borders.append(int(ends[model]))
         literals = [data[a:b].tobytes() for a, b in zip(borders[::2], borders[1::2], strict=True)]
-        writer = ColumnWriter(blobs, entries.ts_ns[rows])
+        writer = ColumnWriter(blobs, entries.ts_ns[rows], longest)
         suspects = np.flatnonzero(escaped[rows])
         columns = [writer.encode(values, suspects) for values in _side_by_side(data, matrix_starts, matrix_lengths)]
-        longest = max(longest, writer.longest_word, _longest(Texts.of(literals)))
+        longest_words(*Texts.of(literals), longest)
         bloomed += [Bloomed(size, values) for size, values in writer.hex_values]
+        bloomed += [Bloomed(UUID_BYTES, values, is_uuid=True) for values in writer.uuid_values]
         patterns.append(
             {
                 "n": len(rows),
@@ -153,10 +168,10 @@ def _encode_lines(entries: Entries, blobs: BlobWriter) -> tuple[dict[str, Any], 
     if len(raw):
         texts = Spans(data, starts, lengths).rows(raw).texts()
         out["raw"] = blobs.put_texts(texts)
-        longest = max(longest, _longest(texts))
+        longest_words(*texts, longest)
     if len(patterns) + (len(raw) > 0) > 1:
         out["ids"] = blobs.put(ids)
-    return out, Facts(bloomed, longest)
+    return out, Facts(bloomed, *longest.tolist())
 
 
 def _side_by_side(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[Spans]:
@@ -176,10 +191,6 @@ def _side_by_side(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: N
         yield Spans(out, offsets[c * n : (c + 1) * n], flat[c * n : (c + 1) * n])
 
 
-def _longest(texts: Texts) -> int:
-    return int(longest_word(*texts))
-
-
 def _encode_metadata(entries: Entries, blobs: BlobWriter) -> list[dict[str, Any]]:
     pairs = split_metadata(entries.metadata)
     out = []
@@ -188,7 +199,7 @@ def _encode_metadata(entries: Entries, blobs: BlobWriter) -> list[dict[str, Any]
         rows, last = np.unique(pairs.rows[chosen][::-1], return_index=True)
         chosen = chosen[len(chosen) - 1 - last]  # of repeated names the last counts
         values = Spans(entries.metadata.data, pairs.starts[chosen], pairs.ends[chosen] - pairs.starts[chosen])
-        column = ColumnWriter(blobs, entries.ts_ns[rows]).encode(values)
+        column = ColumnWriter(blobs, entries.ts_ns[rows], np.zeros(2, np.int64)).encode(values)
         entry: dict[str, Any] = {"name": name, "n": len(rows), "col": column}
         if len(rows) < len(entries):
             entry["rows"] = blobs.put_ints(rows, DELTA)
@@ -280,14 +291,20 @@ class GroupHead:
     ----------
     data : the group's bytes
     name : for error messages
-    longest_word : as :class:`Facts` says, where it is known
+    longest_word, longest_dashed : as :class:`Facts` says, where it is known
 
     Raises
     ------
     CorruptionError
     """
 
-    def __init__(self, data: memoryview, name: str, longest_word: int = LINE_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        data: memoryview,
+        name: str,
+        longest_word: int = LINE_BYTES_MAX,
+        longest_dashed: int = LINE_BYTES_MAX,
+    ) -> None:
         stored, raw = np.frombuffer(data[: 2 * HEAD_BYTES], np.uint32).tolist()
         begin = 2 * HEAD_BYTES
         try:
@@ -298,6 +315,7 @@ class GroupHead:
             raise CorruptionError(name, 0, f"the head of a group does not parse: {error}") from error
         self.name = name
         self.longest_word = longest_word
+        self.longest_dashed = longest_dashed
         self.begin: int = begin + stored
         self.n: int = head["n"]
         self.unit: int = head["unit"]
@@ -562,10 +580,15 @@ class StoredRows:
 
     def matches(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         out = np.zeros(len(rows), np.bool_)
-        if self._head.longest_word < len(needle) and needle.isalnum() and needle.isascii():
+        only: tuple[str, ...] = ()
+        if needle.isascii() and needle.isalnum() and self._head.longest_word < len(needle):
+            only = ("hex",)  # nothing else has so long a word
+        elif needle.isascii() and needle.replace(b"-", b"a").isalnum() and self._head.longest_dashed < len(needle):
+            only = ("uuid",)
+        if only:
             for k, at, own in self._parts(rows):
                 for column in self._patterns[k].columns if k < len(self._patterns) else ():
-                    if column.hex_width:  # nothing else has so long a word
+                    if column.type in only:
                         out[at] |= column.holds(needle, own)
             return out
         for k, at, own in self._parts(rows):

@@ -29,8 +29,9 @@ from tsdb.kernels.log_head import BITS_PER_VALUE, bloom_add, bloom_ask
 from tsdb.logs.blobs import BlobReader, BlobWriter
 from tsdb.logs.columns import Spans
 from tsdb.logs.frame import ROWS_MAX, Texts, gather
-from tsdb.logs.group import Entries, GroupHead, StoredRows, encode_group
+from tsdb.logs.group import LINE_BYTES_MAX, Entries, GroupHead, StoredRows, encode_group
 from tsdb.logs.rows import join_texts
+from tsdb.logs.text_types import UUID_WIDTH, is_uuid
 
 GROUP_BYTES_MAX = 8 << 20
 """Most raw bytes of a group's lines: what a reader decodes at once."""
@@ -41,6 +42,7 @@ HEADS_MAX = 2048
 DATA, INDEX, BLOOM = "data", "index", "bloom"
 _HEAD = struct.Struct("<II")
 _WORD = re.compile(rb"[0-9A-Za-z]+")
+_DASHED = re.compile(rb"[0-9A-Za-z]*-[0-9A-Za-z-]*")
 _HEX = re.compile(rb"[0-9a-f]+")
 
 
@@ -101,8 +103,9 @@ def write_part(store: BlockStore, key: str, rows: Rows, registry: SeriesRegistry
         for column in facts.bloomed:
             bloom_add(column.values, column.size, bloom)
         blooms.append(bloom)
-        widths = sum(1 << min(b.size, 62) for b in {b.size: b for b in facts.bloomed}.values())
-        group_columns.append([at, size, last - first, facts.longest_word, widths, bloom_at, len(bloom)])
+        words = [facts.longest_word, facts.hex_widths]
+        dashed = [facts.longest_dashed, int(facts.has_uuids)]
+        group_columns.append([at, size, last - first, *words, bloom_at, len(bloom), *dashed])
         parts.extend(made)
         at += size
         bloom_at += len(bloom)
@@ -244,7 +247,10 @@ class Part:
         groups, runs = head["n_groups"], head["n_runs"]
         (
             self._offset, self._size, self.rows, self._longest, self._widths, self._bloom_first, self._bloom_size,
-        ) = [blobs.ints(entry, groups) for entry in head["groups"]]  # fmt: skip
+        ) = [blobs.ints(entry, groups) for entry in head["groups"][:7]]  # fmt: skip
+        self._dashed, self._uuids = np.full(groups, LINE_BYTES_MAX), np.ones(groups, np.int64)
+        if len(head["groups"]) > 7:  # else a part from before UUIDs had a type
+            self._dashed, self._uuids = (blobs.ints(entry, groups) for entry in head["groups"][7:])
         group, stream, rows, min_ns, span, size = (blobs.ints(entry, runs) for entry in head["runs"])
         self.runs = Runs(group, refs[stream].astype(np.int64), rows, min_ns, min_ns + span, size)
         self._first_run = np.searchsorted(group, np.arange(groups + 1))
@@ -284,7 +290,21 @@ class Part:
                     bits = self._container.array(BLOOM)
                     bloom_ask(value, bits, self._bloom_first[groups], self._bloom_size[groups], found)
             maybe &= inside | wider | found.view(np.bool_)
+        for word in {word for needle in needles for word in _DASHED.findall(needle)}:
+            inside = self._dashed[groups] >= len(word)
+            if not inside.all():
+                maybe &= inside | self._may_hold_uuid(word, groups)
         return maybe
+
+    def _may_hold_uuid(self, word: bytes, groups: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of some groups may have a UUID with a word in it."""
+        if not is_uuid(word):
+            return np.asarray((self._uuids[groups] != 0) & (len(word) < UUID_WIDTH), np.bool_)
+        found = np.zeros(len(groups), np.uint8)
+        value = np.frombuffer(bytes.fromhex(word.replace(b"-", b"").decode()), np.uint8)
+        bits = self._container.array(BLOOM)
+        bloom_ask(value, bits, self._bloom_first[groups], self._bloom_size[groups], found)
+        return found.view(np.bool_)
 
     def open(self, group: int) -> StoredRows:
         """One group.
@@ -304,7 +324,7 @@ class Part:
         if len(bad):
             offset = self._container.frame_offset(DATA, int(bad[0]))
             raise CorruptionError(self.meta.key, offset, f"group {group} has a damaged frame")
-        head = GroupHead(data, f"{self.meta.key} group {group}", int(self._longest[group]))
+        head = GroupHead(data, f"{self.meta.key} group {group}", int(self._longest[group]), int(self._dashed[group]))
         if head.n != int(self.rows[group]):
             raise CorruptionError(self.meta.key, first, f"group {group} has another number of rows")
         _heads.put(self._serial, group, head)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -129,6 +131,21 @@ COLUMNS = {
     "path": st.tuples(st.sampled_from(["/a/", "/b/c/", "/0/"]), st.integers(0, 10**19)).map(
         lambda p: f"{p[0]}{p[1]}/x"
     ),
+    "time": st.datetimes().map(lambda t: t.isoformat(timespec="milliseconds") + "Z"),
+    "odd time": st.datetimes().map(lambda t: t.isoformat(" ", "seconds") + "+09:00")
+    | st.sampled_from(["2026-02-29 00:00:00+09:00", "2026-13-01 00:00:00+09:00", "2026-01-01 24:00:00+09:00", ""]),
+    "nanoseconds": st.tuples(st.datetimes(), st.integers(0, 999)).map(
+        lambda t: f"{t[0].isoformat('T', 'microseconds')}{t[1]:03d}"
+    ),
+    "clf": st.datetimes().map(lambda t: t.strftime("%d/%b/") + f"{t.year:04d}" + t.strftime(":%H:%M:%S +0000")),
+    "odd clf": st.sampled_from(
+        ["30/Feb/2026:00:00:00 +0000", "01/Foo/2026:00:00:00 +0000", "28/Feb/2026:23:59:59 +0000"]
+    ),
+    "uuid": st.uuids().map(str),
+    "odd uuid": st.uuids().map(str) | st.uuids().map(lambda u: str(u).upper()) | st.uuids().map(lambda u: u.hex),
+    "ipv6": st.ip_addresses(v=6).map(str),
+    "odd ipv6": st.ip_addresses(v=6).map(lambda a: a.exploded)
+    | st.sampled_from(["::", "::1", "::ffff:1.2.3.4", ":", "1:2"]),
     "slot": st.sampled_from(["\x00", "a\x001", "7", "007"]),
     "text": st.text(max_size=10),
 }
@@ -238,6 +255,30 @@ def test_ids_and_addresses_keep_their_types(n: int) -> None:
     texts = [b'{"id":"%032x","ip":"10.%d.%d.%d"}' % (i * 7919**8, i % 251, i % 241, i % 199) for i in range(n)]
     columns = group_of(texts)._head.patterns[0].entries
     assert [column["t"] for column in columns] == ["hex", "ip"]
+
+
+def test_times_uuids_and_ipv6_have_types() -> None:
+    start = datetime(2026, 11, 25, 22, 0, tzinfo=UTC)
+    texts = []
+    for i in range(400):
+        at = start + timedelta(milliseconds=7919 * i)
+        iso = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        values = {
+            "t": iso, "local": at.strftime("%d/%b/%Y:%H:%M:%S +0000"),
+            "trace": str(UUID(int=i * 7919**9)), "peer": f"2001:db8::{i:x}:{i * 7 % 65521:x}",
+        }  # fmt: skip
+        texts.append(json.dumps(values, separators=(",", ":")).encode())
+    rows = group_of(texts)
+    entries = rows._head.patterns[0].entries
+    assert [entry["t"] for entry in entries] == ["time", "time", "uuid", "ipv6"]
+    check_lines(rows, texts)
+    every = np.arange(len(texts))
+    for needle in (
+        b"2026-11-25T22:00:39.595Z", b":39.595", b"25/Nov/2026:22:01:", b"+0000", b"XT22", b"2001:db8::7:31", b"db8::1",
+        str(UUID(int=7 * 7919**9)).encode(), b"00000000-0000", str(UUID(int=7)).encode(),
+        b'T22:00:39.595Z","local":"25/Nov',
+    ):  # fmt: skip
+        assert rows.matches(needle, every).tolist() == [needle in text for text in texts], needle
 
 
 def test_logfmt_has_fields() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tsdb.logs.store import LogLimits, LogStore
 from tsdb.matchers import Matcher, MatchOp
 
 END = 1 << 62
+MS = 1_000_000
 Row = tuple[str, int, bytes]
 
 
@@ -152,6 +154,54 @@ def test_needles_leave_out_groups_but_no_line(tmp_path: Path, monkeypatch: pytes
         assert sorted(got) == sorted(line for _, _, line in rows if needle in line), needle
     assert len(list(logs.select([], 0, END, needles=[needles[0]]))) <= 2
     assert not list(logs.select([], 0, END, needles=[b"G" * 40]))
+    db.close()
+
+
+def check_needles(logs: LogStore, rows: list[Row], needles: list[bytes]) -> list[int]:
+    """What is found is what is there; the number of groups that were looked into for each needle."""
+    looked = []
+    for needle in needles:
+        frames = list(logs.select([], 0, END, needles=[needle]))
+        got = [line for frame in frames for line in frame.take(frame.contains(needle)).lines().to_list()]
+        assert sorted(got) == sorted(line for _, _, line in rows if needle in line), needle
+        looked.append(len(frames))
+    return looked
+
+
+def test_a_uuid_is_found_without_naming_its_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part_module, "ROWS_MAX", 100)
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    ids = [str(uuid.uuid5(uuid.NAMESPACE_DNS, str(i))) for i in range(1000)]
+    rows = [(f"a{i % 3}", MS * i, f'{{"n":{i},"id":"{ids[i]}","m":"a-b-{i % 7}"}}'.encode()) for i in range(1000)]
+    push(logs, rows)
+    logs.flush()
+    absent = str(uuid.uuid5(uuid.NAMESPACE_DNS, "x"))
+    needles = [
+        ids[777],
+        absent,
+        ids[5][:30],
+        ids[5][20:],
+        f'"id":"{ids[9]}"',
+        f"{ids[3]}0",
+        "a-b-3",
+        "b-",
+        ids[8].upper(),
+    ]
+    looked = check_needles(logs, rows, [needle.encode() for needle in needles])
+    assert looked[0] <= 2
+    assert looked[1] <= 1
+    assert looked[5] == 0, "longer than any word with dashes"
+    db.close()
+
+
+def test_short_words_of_addresses_are_found(tmp_path: Path) -> None:
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    rows = [("a", MS * i, f"{i % 256}.{i // 256}.7.127 {i * 7 % 256}.1.2.3".encode()) for i in range(600)]
+    push(logs, rows)
+    logs.flush()
+    check_needles(logs, rows, [b"127", b"255.1.7", b".127 7.", b"128.1.2.3", b"1270"])
     db.close()
 
 
