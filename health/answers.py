@@ -52,6 +52,7 @@ def endpoint_data(service: ServiceView, view: EndpointView, *, brief: bool = Fal
         "guards": {
             "healthy_after": total - unavailable,
             "total": total,
+            "counted": "listed" if service.listed else "seen",
             "cap_percent": service.cap_percent,
             "blocked": bool(view.blocked_by),
             "blocked_by": view.blocked_by or None,
@@ -67,6 +68,7 @@ def service_data(view: ServiceView) -> dict[str, Any]:
         "mode": str(view.mode),
         "policy": view.policy,
         "endpoints": len(view.endpoints),
+        "counted": "listed" if view.listed else "seen",
         "states": dict(states),
         "ejected_allowed": view.allowed_out,
         "evaluated_at": time_text(view.evaluated_at_ms),

@@ -86,6 +86,7 @@ class ServiceView:
     cap_percent, allowed_out : how many endpoints may be out
     frozen : data are not fresh, nothing is decided
     incident : name of a common cause, "" = none
+    listed : a topology source lists its endpoints; otherwise caps count what metrics show
     """
 
     name: str
@@ -101,6 +102,7 @@ class ServiceView:
     incident: str = ""
     known_observers: int = 0
     reporting_observers: int = 0
+    listed: bool = True
 
     def published(self) -> tuple[object, ...]:
         """What a revision stands for."""

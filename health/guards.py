@@ -147,7 +147,14 @@ def cap(docket: Docket, candidate: Candidate) -> Evidence | None:
             least = 1 if envoy.always_eject_one_host else 0
             allowed = min(allowed, max(least, envoy.max_ejection_percent * total // 100))
         if after > allowed:
-            return {"scope": scope, "unavailable_after": after, "allowed": allowed, "total": total}
+            counted = "listed" if topology.told else "seen in metrics, nobody lists them"
+            return {
+                "scope": scope,
+                "unavailable_after": after,
+                "allowed": allowed,
+                "total": total,
+                "counted": counted,
+            }
     return None
 
 

@@ -329,6 +329,7 @@ class HealthLoop:
             incident=state.incident,
             known_observers=situation.known_observers,
             reporting_observers=situation.reporting_observers,
+            listed=topology.told,
         )
 
     def _publish(self, said: Sequence[tuple[Decision, Policy]], now_ms: int) -> bool:

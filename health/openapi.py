@@ -96,6 +96,7 @@ def _schemas() -> dict[str, Json]:
                 "guards": _object(
                     healthy_after=_COUNT,
                     total=_COUNT,
+                    counted={"enum": ["listed", "seen"], "description": "seen: nobody lists the endpoints"},
                     cap_percent=_NUMBER,
                     blocked=_FLAG,
                     blocked_by=_maybe({"enum": [str(guard) for guard in Guard]}),
@@ -129,6 +130,7 @@ def _schemas() -> dict[str, Json]:
                     mode=_MODE,
                     policy=_TEXT,
                     endpoints=_COUNT,
+                    counted={"enum": ["listed", "seen"]},
                     states={"type": "object", "additionalProperties": _COUNT},
                     ejected_allowed=_COUNT,
                     evaluated_at=_TIME,

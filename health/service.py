@@ -213,6 +213,7 @@ class Service:
                 fact.health not in _AVAILABLE or bool(gone) for fact, gone in zip(told, out.tolist(), strict=True)
             ),
             deploying=tuple(fact.deploying for fact in told),
+            told=bool(facts),
         )
 
 

@@ -233,6 +233,7 @@ class Topology:
     listed : (H,) counts for caps; without a topology source: has been seen in metrics
     unavailable : (H,) out for another reason than our ejection: EDS status, or ejected by more than half of the proxies
     deploying : (H,) being rolled out now
+    told : a topology source lists the service; otherwise caps can only count what metrics show
     """
 
     service: str
@@ -245,6 +246,7 @@ class Topology:
     listed: tuple[bool, ...]
     unavailable: tuple[bool, ...]
     deploying: tuple[bool, ...]
+    told: bool = True
 
     @classmethod
     def plain(cls, service: str, observers: tuple[str, ...], endpoints: tuple[str, ...]) -> Topology:

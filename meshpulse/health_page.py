@@ -67,6 +67,7 @@ function explained(d) {
 function state(s) {
   const notes = [s.mode === "enforce" ? "enforced" : "dry run: no proxy is told", s.endpoints + " endpoints"];
   notes.push(s.observers.reporting + " of " + s.observers.known + " observers report");
+  if (s.counted === "seen") notes.push("nobody lists its endpoints: caps count those seen");
   if (s.frozen) notes.push("nothing is decided: warming up, or data are not fresh");
   if (s.incident) notes.push("incident, " + s.incident);
   return notes.join(" · ");

@@ -16,6 +16,7 @@ import numpy as np
 from health.api import HealthApi
 from health.lease import ActuatorLease
 from health.runner import HealthRunner
+from health.topology import Fact
 from tests.health.mesh import Mesh
 from tests.health.test_loop import QUICK
 from tests.query.asgi import Reply, call
@@ -135,6 +136,10 @@ def test_explain_services_zones_observers(tmp_path: Path) -> None:
             assert missing.json()["errorType"] == "not_found"
             services = (await b.get("services")).data["services"]
             assert services[0]["observers"] == {"known": 4, "reporting": 4}
+            assert services[0]["counted"] == "seen"  # nobody lists its endpoints
+            b.mesh.loop.use_facts({"svc": {n: Fact(n) for n in b.mesh.names}})
+            b.mesh.run(1)
+            assert (await b.get("services")).data["services"][0]["counted"] == "listed"
             observers = (await b.get("observers?service=svc")).data
             assert (observers["known"], observers["reporting"], observers["split"]) == (4, 4, False)
             zones = (await b.get("zones?cluster=svc")).data["zones"]

@@ -106,6 +106,13 @@ def test_cap_counts_what_others_took_out_and_who_is_on_probation():
     assert first(state, facts=facts) is None
 
 
+def test_the_cap_says_what_it_counted():
+    out = service(3, e1=ejected(NOW * 2))
+    said = [first(out, verdicts(3, flagged=(0,)), situation(topology(3, told=told), rps=0.0)) for told in (True, False)]
+    assert [guard for guard, _ in said] == [Guard.CAP, Guard.CAP]
+    assert [evidence["counted"] for _, evidence in said] == ["listed", "seen in metrics, nobody lists them"]
+
+
 def test_cap_of_zone_and_priority():
     facts = situation(topology(6, zones=("a", "a", "b", "b", "b", "b")), rps=0.0)
     assert first(facts=facts) is None  # one of two in a zone may go
