@@ -74,6 +74,7 @@ class CentralDogma:
         self._followed = set(self._written)
         self._gap_s = gap_s
         self._acting: set[str] = set()
+        self._ledger_lock = asyncio.Lock()
         self._sent_s: dict[tuple[str, Key], float] = {}
         self._tasks: dict[Target, asyncio.Task[None]] = {}
         self._running = False
@@ -102,6 +103,7 @@ class CentralDogma:
             for target in self._tasks.keys() - self._followed:
                 self._tasks.pop(target).cancel()
                 self.facts.pop(service_name(target.cluster), None)
+                self.problems.pop(target.cluster, None)
             new = self._followed - self._tasks.keys()
             self._tasks |= {target: asyncio.create_task(self._keep(target)) for target in new}
 
@@ -139,8 +141,13 @@ class CentralDogma:
                 await self._wait(target, file, pause)
             except _Problems as error:
                 self._complain(target, error)
-                await asyncio.sleep(retry)
-                retry = min(2 * retry, longest)
+            except Exception as error:
+                self._complain(target, error)
+                log.exception("a fault of ours with Central Dogma")
+            else:
+                continue
+            await asyncio.sleep(retry)
+            retry = min(2 * retry, longest)
 
     def _complain(self, target: Target, error: Exception) -> None:
         text = f"{error}" or type(error).__name__
@@ -176,10 +183,11 @@ class CentralDogma:
 
     async def _acts(self, target: Target) -> bool:
         """From the moment on when the lease is ours, until what we said is given back after it is not any more."""
-        if target.cluster not in self._acting and self._holds_lease():
-            if not self._acting:
-                await asyncio.to_thread(self._ledger.load)
-            self._acting.add(target.cluster)
+        async with self._ledger_lock:
+            if target.cluster not in self._acting and self._holds_lease():
+                if not self._acting:
+                    await asyncio.to_thread(self._ledger.load)
+                self._acting.add(target.cluster)
         return target.cluster in self._acting
 
     def _holds_lease(self) -> bool:
@@ -224,11 +232,14 @@ class CentralDogma:
         """Write down what we are about to say; giving back must not depend on that."""
         if not self._holds_lease():
             return  # others write there now
-        try:
-            await asyncio.to_thread(self._ledger.save)
-        except (OSError, AlreadyExistsError):
-            if not giving_back:
-                raise
+        async with self._ledger_lock:
+            content = self._ledger.content()
+            try:
+                if content is not None:
+                    await asyncio.to_thread(self._ledger.save, content)
+            except (OSError, AlreadyExistsError):
+                if not giving_back:
+                    raise
 
     async def _operate(self, operation: Awaitable[None]) -> Exception | None:
         """Count how an operation ended; what went wrong.

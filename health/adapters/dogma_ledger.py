@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 PREFIX = "health/centraldogma/"
 VERSION = 1
 
+Content = Mapping[str, list[dict[str, Any]]]
 Rows = dict[str, dict[Key, Held]]
 """cluster -> endpoint -> what we said."""
 
@@ -33,7 +34,7 @@ class Ledger:
 
     def __init__(self, store: BlockStore) -> None:
         self._store = store
-        self._written: Any = None
+        self._written: Content | None = None
         self.rows: Rows = {}
 
     def load(self) -> None:
@@ -50,29 +51,33 @@ class Ledger:
             return
         try:
             data = json.loads(bytes(self._store.open(keys[-1])))
+            if data["version"] != VERSION:
+                raise ValueError(f"version {data['version']}")  # noqa: TRY301
             self.rows = {cluster: dict(_held(row) for row in rows) for cluster, rows in data["clusters"].items()}
         except (ValueError, KeyError, TypeError) as error:
             log.warning("what was said in Central Dogma is not known any more: %s", error)
 
-    def save(self) -> None:
-        """Write down what changed.
-
-        Raises
-        ------
-        OSError, AlreadyExistsError        then nothing may be said
-        """
+    def content(self) -> Content | None:
+        """What is to be written down; None when that is written already."""
         clusters = {
             cluster: [_row(key, held) for key, held in rows.items() if {held.ours, held.before} != {held.owner}]
             for cluster, rows in self.rows.items()
         }
         clusters = {cluster: rows for cluster, rows in clusters.items() if rows}
-        if clusters == self._written:
-            return
+        return None if clusters == self._written else clusters
+
+    def save(self, content: Content) -> None:
+        """Write :meth:`content` down; from any thread, but one at a time.
+
+        Raises
+        ------
+        OSError, AlreadyExistsError        then nothing may be said
+        """
         keys = self._store.list(PREFIX)
         number = int(keys[-1].removeprefix(PREFIX)) + 1 if keys else 1
-        body = json.dumps({"version": VERSION, "clusters": clusters}).encode()
+        body = json.dumps({"version": VERSION, "clusters": content}).encode()
         self._store.create(f"{PREFIX}{number:020d}", [body])
-        self._written = clusters
+        self._written = content
         for key in keys:
             self._store.delete(key)
 

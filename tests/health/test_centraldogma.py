@@ -15,16 +15,18 @@ from typing import Any
 
 import aiohttp
 import pytest
+import yaml
 
 from health.adapters.centraldogma import BULK, CentralDogma
-from health.adapters.dogma_client import Access, DogmaClient, DogmaError
+from health.adapters.dogma_client import Access, DogmaClient, DogmaError, _assignment, _written
 from health.adapters.dogma_ledger import Ledger
-from health.adapters.dogma_plan import Target, entries
+from health.adapters.dogma_plan import Held, Key, Mark, Target, entries
 from health.policy import Mode, Policy
 from tests.e2e.test_access import certificate
 from tests.health import centraldogma
 from tests.health.test_eds import Bench
 from tests.health.test_loop import QUICK
+from tsdb.blockstore import FolderStore
 
 CLUSTER = "groups/g/clusters/checkout"
 TARGET = Target.parse(CLUSTER)
@@ -456,6 +458,63 @@ def test_certificates_of_both_sides(tmp_path: Path) -> None:
                 await client.close()
 
     run(main)
+
+
+def test_words_of_the_file_are_sent_back_as_they_are() -> None:
+    locality = "{zone: no, subZone: 1:30, region: 2026-01-01}"
+    text = f"endpoints: [{{locality: {locality}, priority: 1, a: true, b: 1.5, c: ~, d: }}]"
+    assignment = _assignment({"content": text})
+    (group,) = assignment["endpoints"]
+    assert group == {
+        "locality": {"zone": "no", "subZone": "1:30", "region": "2026-01-01"}, "priority": 1, "a": True, "b": 1.5,
+        "c": None, "d": None,
+    }  # fmt: skip
+    assert yaml.safe_load(_written(assignment, as_yaml=True)) == assignment  # also by the older rules of YAML
+    for junk in ("a: [", "- 1", 7):
+        with pytest.raises(ValueError, match="no "):
+            _assignment({"content": junk})
+
+
+def test_two_clusters_at_once(tmp_path: Path) -> None:
+    """They share what is written down."""
+    other = Target.parse("groups/g/clusters/other")
+
+    async def main() -> None:
+        async with world(tmp_path, replace(QUICK, mode=Mode.DRY_RUN)) as w:
+            await w.adapter.close(0)
+            w.dogma.create("endpoints/other", {**listed(w.names), "clusterName": other.cluster})
+            w.move(mode=Mode.ENFORCE)
+            w.adapter = w.start(written=[TARGET, other])
+            await w.until(lambda: w.status() == "UNHEALTHY" and other.cluster in w.adapter.facts)
+            assert w.adapter.problems == {}
+            w.adapter._ledger.load()
+            ((cluster, rows),) = w.adapter._ledger.rows.items()
+            assert (cluster, [key.address for key in rows]) == (CLUSTER, [w.ill])
+
+    run(main)
+
+
+def test_a_ledger_that_cannot_be_read_is_begun_anew(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    held = Held(Mark("HEALTHY", 3), Mark("UNHEALTHY", 3), Mark("HEALTHY", 3))
+    key = Key(1, "r", "z", "", "10.0.0.1:80")
+    ledger = Ledger(store)
+    for version in (1, 9):
+        ledger.rows = {CLUSTER: {key: held, replace(key, zone="y"): replace(held, ours=held.owner)}}
+        content = ledger.content()
+        assert content is not None
+        ledger.save(content)
+        assert ledger.content() is None
+        again = Ledger(store)
+        again.load()
+        assert again.rows == {CLUSTER: {key: held}}  # the other one is as its owner says
+        (name,) = store.list("health/centraldogma/")
+        data = {**json.loads(bytes(store.open(name))), "version": version}
+        store.delete(name)
+        store.create(name, [json.dumps(data).encode()])
+        ledger = Ledger(store)
+    ledger.load()
+    assert ledger.rows == {}
 
 
 def test_clusters() -> None:
