@@ -161,27 +161,25 @@ def _targets(runtime: Runtime) -> str:
     if not found:
         return ""
     found.sort(key=lambda target: (target["health"] != "down", target["scrapePool"], target["scrapeUrl"]))
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in cells)}</tr>"
-        for target in found[:TARGETS_SHOWN_MAX]
-        for cells in [
-            (
-                target["health"],
-                target["scrapePool"],
-                target["scrapeUrl"],
-                target["lastScrape"][:19] if target["health"] != "unknown" else "",
-                f"{target['lastScrapeDuration'] * 1000:.1f} ms",
-                target["lastError"],
-            )
-        ]
-    )
+    rows = "".join(map(_target_row, found[:TARGETS_SHOWN_MAX]))
     up = sum(target["health"] == "up" for target in found)
     more = f"<p>{len(found) - TARGETS_SHOWN_MAX:,} more</p>" if len(found) > TARGETS_SHOWN_MAX else ""
-    return f"<h2>Targets: {up:,} of {len(found):,} up</h2><table>{rows}</table>{more}"
+    head = f"<h2>Targets: {up:,} of {len(found):,} up</h2>"
+    return f"{head}<table><tr><th>health<th>job<th>URL<th>last<th>took</tr>{rows}</table>{more}"
+
+
+def _target_row(target: Mapping[str, Any]) -> str:
+    at, took = "", ""
+    if target["health"] != "unknown":
+        at, took = target["lastScrape"][11:19], f"{target['lastScrapeDuration'] * 1000:.1f} ms"
+    cells = (target["health"], target["scrapePool"], target["scrapeUrl"], at, took)
+    row = f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
+    error = target["lastError"]
+    return row + (f"<tr><td></td><td colspan=4><small>{html.escape(error)}</small></td></tr>" if error else "")
 
 
 _HOME = """<!doctype html><html lang="en"><meta charset="utf-8"><title>meshpulse</title>
-<style>body{font:16px/1.5 system-ui,sans-serif;margin:3rem auto;max-width:40rem;padding:0 1rem}
+<style>body{font:16px/1.5 system-ui,sans-serif;margin:3rem auto;max-width:56rem;padding:0 1rem}
 th{text-align:left;padding-right:2rem;font-weight:600}td{padding-right:1rem;vertical-align:top}</style>
 <h1>meshpulse</h1><table>{table}</table>{targets}
 <p>Grafana: add a data source of type Prometheus, and one of type Loki, with the address of this page.</p>

@@ -124,3 +124,15 @@ def test_credentials_stay_with_their_server() -> None:
             assert [request.headers.get("Authorization") for request in other.requests] == [None]
 
     asyncio.run(run())
+
+
+def test_a_proxy_is_asked_instead() -> None:
+    async def run() -> None:
+        async with Site("from the proxy") as proxy:
+            url = URL("http://nowhere.invalid/x")
+            arguments = HttpClient(HttpClientConfig(proxy_url=f"http://{proxy.address}")).arguments(url)
+            async with aiohttp.ClientSession() as session, session.get(url, **arguments) as response:
+                assert await response.text() == "from the proxy"
+            assert [str(request.url) for request in proxy.requests] == [str(url)]
+
+    asyncio.run(run())
