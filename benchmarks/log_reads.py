@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+
 from benchmarks.peers import Server
 
 TIMES = 5
@@ -131,4 +133,9 @@ def print_reads(server: Server, raw: int, start_ns: int, end_ns: int) -> None:
         met = "" if rate >= 0.8 else " **missed**"
         note = f"{1e3 * min(asked.walls):,.0f} ms; {entries(asked)} lines"
         print(f"| {name} | {rate:.2f} GB/s/core{met} | 0.8 GB/s/core | {note} |", flush=True)
-    print(f"\nRSS of the server after all of it: {server.rss_bytes() / 1e6:.0f} MB")
+    assert server.process is not None
+    memory = psutil.Process(server.process.pid).memory_info()
+    print(
+        f"\nRSS of the server after all of it: {memory.rss / 1e6:.0f} MB, "
+        f"of which {memory.shared / 1e6:.0f} MB are pages of files, parts among them"
+    )

@@ -109,7 +109,7 @@ class LokiApi:
 
     Attributes
     ----------
-    paths : every path that is served
+    paths : every path that is read; :data:`DELETE_PATH` is served too
     stats : LokiApiStats
     """
 
@@ -152,8 +152,8 @@ class LokiApi:
 
     @property
     def paths(self) -> list[str]:
-        """Every path."""
-        return [*self._routes, DELETE_PATH, *(f"{prefix}{{name}}{VALUES_SUFFIX}" for prefix in self._named)]
+        """Every path that is read."""
+        return [*self._routes, *(f"{prefix}{{name}}{VALUES_SUFFIX}" for prefix in self._named)]
 
     def _find(self, path: str) -> tuple[str, Handler | None]:
         """The name of a path in the statistics, and what answers it."""

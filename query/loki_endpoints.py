@@ -25,6 +25,7 @@ from query.loki_params import (
     DEFAULT_LIMIT,
     TimeRange,
     entries_limit,
+    interval_ns,
     is_backward,
     positive,
     step_ns,
@@ -182,9 +183,9 @@ class LokiEndpoints:
         expr = parsed(params.get("query"))
         reader = self.reader(request.tenant)
         if isinstance(expr, LogQuery):
-            if params.get("interval") not in ("", "0", "0s", "0ms"):
-                raise BadDataError("unsupported: the interval parameter of log queries")
-            result = self._engine.entries(reader, expr, bounds.start_ns, bounds.end_ns, limit, backward=backward)
+            result = self._engine.entries(
+                reader, expr, bounds.start_ns, bounds.end_ns, limit, backward=backward, interval_ns=interval_ns(params)
+            )
             index = reader.stats(expr.matchers, bounds.start_ns, bounds.end_ns)
         else:
             result = self._engine.range(reader, params.get("query"), bounds.start_ns, bounds.end_ns, step)

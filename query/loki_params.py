@@ -153,3 +153,21 @@ def step_ns(params: Params, bounds: TimeRange) -> int:
     if step <= 0:
         raise BadDataError("zero or negative query resolution step widths are not accepted. Try a positive integer")
     return step
+
+
+def interval_ns(params: Params) -> int:
+    """``interval`` of a log query: a duration or float seconds, 0 = every line.
+
+    Raises
+    ------
+    BadDataError
+    """
+    text = params.get("interval")
+    if not text:
+        return 0
+    interval = round(float(text) * NS) if _FLOAT.fullmatch(text) else parse_duration_ns(text)
+    if interval is None:
+        raise BadDataError(f"cannot parse {quote(text)} to a valid duration")
+    if interval < 0:
+        raise BadDataError("interval must be >= 0")
+    return interval

@@ -80,9 +80,17 @@ class LogEngine:
             self._pool.shutdown()
 
     def entries(
-        self, reader: LogReader, query: LogQuery, start_ns: int, end_ns: int, limit: int, *, backward: bool
+        self,
+        reader: LogReader,
+        query: LogQuery,
+        start_ns: int,
+        end_ns: int,
+        limit: int,
+        *,
+        backward: bool,
+        interval_ns: int = 0,
     ) -> LogResult:
-        """The newest (backward) or oldest ``limit`` lines with start <= ts < end.
+        """The newest (backward) or oldest ``limit`` lines with start <= ts < end, at least an interval apart.
 
         Raises
         ------
@@ -93,7 +101,7 @@ class LogEngine:
         def work(ctx: QueryContext) -> list[StreamEntries]:
             return select_entries(
                 reader, query, start_ns, end_ns, limit, backward=backward, now_ns=self._now_ns(), scanned=scanned,
-                check_time=ctx.check_time,
+                check_time=ctx.check_time, interval_ns=interval_ns,
             )  # fmt: skip
 
         streams, stats = self._run(Steps(start_ns, 1, 1), work)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from query.logql.ast import Grouping, LogQuery, Stage
 from query.logql.engine.batch import Batch, Origin
+from query.logql.engine.interval import Spaced
 from query.logql.engine.parse_fields import read_pending
 from query.logql.engine.stages import is_filter, needles_of, run_stages
 from query.logql.engine.wanted import wanted_labels
@@ -63,8 +64,11 @@ def select_entries(
     now_ns: int,
     scanned: Scanned,
     check_time: Callable[[], None],
+    interval_ns: int = 0,
 ) -> list[StreamEntries]:
     """Exactly the newest (backward) or oldest ``limit`` lines with start <= ts < end, streams sorted by labels.
+
+    With an interval, only lines that are at least so far apart.
 
     The stages up to the last filter run with the labels that filters look at; all stages once more, with all labels,
     on the lines that are answered.
@@ -75,6 +79,7 @@ def select_entries(
     kept: list[LogFrame] = []
     total = 0
     border_ns: int | None = None  # time of the last line that the answer can hold, as far as we have seen
+    spaced = Spaced(interval_ns, limit, backward=backward) if interval_ns else None
     needles = needles_of(query.stages)
     for frame in reader.select(query.matchers, start_ns, end_ns, needles=needles, backward=backward, ordered=False):
         check_time()
@@ -83,8 +88,12 @@ def select_entries(
         scanned.lines += len(frame)
         batch = Batch(frame, wanted)
         run_stages(batch, filters, now_ns)
-        if len(batch):
-            scanned.lines_kept += len(batch)
+        scanned.lines_kept += len(batch)
+        if spaced is not None:
+            spaced.add(batch.frame, frame.frontier_ns)
+            if spaced.is_full:
+                break
+        elif len(batch):
             kept.append(batch.frame)
             total += len(batch)
             if total >= limit:
@@ -92,6 +101,8 @@ def select_entries(
                 total = sum(map(len, kept))
         if border_ns is not None and (border_ns > frame.frontier_ns if backward else border_ns < frame.frontier_ns):
             break
+    if spaced is not None:
+        kept = spaced.finish()
     return _answer(kept, limit, query.stages, backward, now_ns)
 
 
