@@ -134,6 +134,73 @@ def test_the_same_rules_make_the_same_targets(tmp_path: Path) -> None:
         assert len(dropped(ours.url)) > 50
 
 
+def random_series_rule(rng: random.Random) -> dict[str, Any]:
+    """A rule over the labels of the exporter's series that both read alike."""
+    names = ["__name__", "code", "path", "room", "job", "absent"]
+    action = rng.choice(
+        ["replace"] * 5 + ["keep", "drop", "hashmod", "labelmap", "labeldrop", "labelkeep", "lowercase", "dropequal"]
+    )
+    match action:
+        case "labelmap":
+            return {"action": action, "regex": "(co|ro)(.*)", "replacement": rng.choice(["x_$2", "all", "room"])}
+        case "labeldrop":
+            return {"action": action, "regex": rng.choice(["code", "p.*", "absent", "instance"])}
+        case "labelkeep":
+            return {"action": action, "regex": "__name__|job|code|path"}
+        case "keep" | "drop":
+            regex = rng.choice(["demo_requests_total;200", "demo_.*;.*", "demo_temperature;"])
+            return {"action": action, "source_labels": ["__name__", "code"], "regex": regex}
+    rule: dict[str, Any] = {"action": action, "source_labels": rng.sample(names, rng.randrange(1, 3))}
+    rule["target_label"] = rng.choice(["code", "path", "new", "__tmp"])
+    if action == "hashmod":
+        rule["modulus"] = rng.choice([2, 1000])
+    if action == "replace":
+        rule["target_label"] = rng.choice(["code", "new", "__name__", "instance", "t_${1}"])
+        rule["regex"] = rng.choice(["([a-z]+).*", "(demo)_(.*)", "([0-9]).*", "(.*)"])
+        if rule["target_label"] in ("t_${1}", "__name__"):
+            rule["regex"] = "([a-z]+)_.*"
+        rule["replacement"] = rng.choice(["$1", "y_${1}", "fix"])
+    return rule
+
+
+def test_the_same_rules_make_the_same_series(tmp_path: Path, exporter: Exporter) -> None:
+    rng = random.Random(11)
+    first = {"action": "drop", "source_labels": ["__name__"], "regex": "demo_seconds_bucket|demo_sometimes"}
+    jobs = [
+        {
+            "job_name": f"job{i}",
+            "static_configs": [{"targets": [exporter.target]}],
+            "metric_relabel_configs": [first, *(random_series_rule(rng) for _ in range(rng.randrange(1, 6)))],
+        }
+        for i in range(40)
+    ]
+    config = {"global": {"scrape_interval": "5s", "scrape_timeout": "5s"}, "scrape_configs": jobs}
+    theirs = Prometheus(tmp_path, "", "")
+    (tmp_path / "prometheus.yml").write_text(json.dumps(config))
+
+    def series(url: str) -> dict[str, list[tuple[tuple[str, str], ...]]]:
+        """By job; what the scrape itself writes is as with any job."""
+        found: dict[str, list[tuple[tuple[str, str], ...]]] = {f"job{i}": [] for i in range(40)}
+        for labels in ask(url, "series", **{"match[]": '{job=~"job.*",__name__!~"up|scrape_.*"}'}):
+            found[labels["job"]].append(tuple(sorted(labels.items())))
+        return {job: sorted(rows) for job, rows in found.items()}
+
+    def samples(url: str) -> dict[str, str]:
+        """What each scrape kept."""
+        answer = ask(url, "query", query="scrape_samples_post_metric_relabeling")["result"]
+        return {row["metric"]["job"]: row["value"][1] for row in answer}
+
+    with theirs, Server(tmp_path, json.dumps({**OURS, **config})) as ours:
+        until(lambda: all(len(samples(url)) == 40 for url in (ours.url, theirs.url)))
+        mine, other = series(ours.url), series(theirs.url)
+        for job in jobs:
+            name = str(job["job_name"])
+            assert mine[name] == other[name], job["metric_relabel_configs"]
+        assert samples(ours.url) == samples(theirs.url)
+        assert sum(map(len, mine.values())) > 200
+        assert len({len(rows) for rows in mine.values()}) > 3
+
+
 class Lists:
     """A server of target lists, for one who knows the token."""
 
