@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import re
 import resource
 import select
 import socket
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import cramjam
+import grpc
 import psutil
 import pytest
 import zstandard
@@ -28,6 +30,7 @@ from tests.pushes import PUSHES, SERIES, Push
 CONFIG = """
 storage: {free_bytes_min: 0, free_fraction_min: 0}
 server: {header_timeout: 2s, body_timeout: 2s}
+otlp: {grpc_listen: "127.0.0.1:0"}
 limits:
   ingest: {body_bytes_max: 16MiB, decoded_bytes_max: 8MiB}
   logs: {body_bytes_max: 16MiB, decoded_bytes_max: 8MiB}
@@ -165,6 +168,19 @@ def test_bombs_are_refused_within_bounded_memory(server: Server) -> None:
     print(f"{(peak[0] - rss) / MIB:.0f} MiB more while {len(pushes) * 4} bombs came")
     # Four at once of 5 MB and 8 MiB plain, in copies, on three thread pools; one bomb that went off would be 512 MiB.
     assert peak[0] - rss < 400 * MIB, f"{(peak[0] - rss) / MIB:.0f} MiB"
+
+
+def test_a_bomb_by_grpc_is_refused(server: Server) -> None:
+    found = re.search(r"OTLP over gRPC.*port=(\d+)", server.log)
+    assert found
+    options = [("grpc.max_send_message_length", -1)]
+    with peak_rss(server) as peak, grpc.insecure_channel(f"127.0.0.1:{found[1]}", options) as channel:
+        before = peak[0]
+        export = channel.unary_unary("/opentelemetry.proto.collector.metrics.v1.MetricsService/Export")
+        with pytest.raises(grpc.RpcError) as refusal:
+            export(bytes(512 * MIB), compression=grpc.Compression.Gzip, timeout=120)
+    assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert peak[0] - before < 256 * MIB, f"{(peak[0] - before) / MIB:.0f} MiB"
 
 
 NESTED = {
