@@ -148,9 +148,11 @@ def _url(rules: TargetRules, labels: Mapping[str, str]) -> URL:
         path = f"/{path}"
     text = f"{labels.get('__scheme__', '')}://{labels['__address__']}{path}{'?' + query if query else ''}"
     try:
-        return URL(text, encoded=True)
+        url = URL(text, encoded=True)
+        _ = str(url), url.host, url.port  # looked at here: yarl finds mistakes late
     except ValueError as error:
         raise TargetError(f'"{labels["__address__"]}" is not a valid hostname: {error}') from None
+    return url
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ class Scraping:
             return {"activeTargets": [], "droppedTargets": [], "droppedTargetCounts": {}}
         active = self.scraper.active(job)
         for target in active:
-            target["globalUrl"] = _seen_from_elsewhere(target["scrapeUrl"])
+            target["globalUrl"] = seen_from_elsewhere(target["scrapeUrl"])
         return {
             "activeTargets": active,
             "droppedTargets": self.scraper.dropped(job),
@@ -117,7 +117,7 @@ class Scraping:
         return sorted(self.scraper.pools) if self.scraper else []
 
 
-def _seen_from_elsewhere(url: str) -> str:
+def seen_from_elsewhere(url: str) -> str:
     """The URL with this machine's name for a loopback address, as Prometheus shows it for links."""
     parts = urlsplit(url)
     if parts.hostname not in _OURSELVES:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingest.groups import TargetGroup
 from ingest.relabel import RelabelConfig, Rules
 from ingest.targets import Aim, Target, TargetError, TargetRules, aim, discovered_labels, resolve
+from meshpulse.scraping import seen_from_elsewhere
 
 
 def rule(source: str = "", **more: Any) -> RelabelConfig:
@@ -98,6 +101,22 @@ def test_what_is_no_target_has_prometheus_words(label: str, value: str, words: s
     with pytest.raises(TargetError) as caught:
         found(rules)
     assert str(caught.value) == words
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:abc", "localhost:99999", "::1", "[x:1", "ü:80"])
+def test_what_is_no_address_is_refused_before_it_is_asked(address: str) -> None:
+    with pytest.raises(TargetError, match="is not a valid hostname"):
+        found(job(), address)
+
+
+@given(st.text(max_size=12), st.text(max_size=8), st.text(max_size=8))
+def test_any_text_is_a_target_or_none(address: str, path: str, value: str) -> None:
+    made = resolve(job(), [TargetGroup([address], {"__metrics_path__": path, "__param_x": value, "__scheme__": value})])
+    assert len(made.aims) + len(made.errors) == 1
+    for one, discovered in made.aims.values():
+        target = Target("job", one, discovered).status()
+        assert seen_from_elsewhere(target["scrapeUrl"])
+        assert one.offset_ms() >= 0
 
 
 def test_targets_are_dropped_told_apart_and_counted() -> None:
