@@ -194,7 +194,8 @@ def client_rows(page: bytes) -> tuple[list[Any], list[Any], list[Metadata]]:
         metadata.append(Metadata(family.name, family.type, family.documentation, family.unit))
         for sample in family.samples:
             time = NOW if sample.timestamp is None else math.floor(float(sample.timestamp) * 1000)
-            rows.append(({"__name__": sample.name, **sample.labels}, sample.value, time))
+            # it keeps whole numbers as integers, also those that no float64 is equal to
+            rows.append(({"__name__": sample.name, **sample.labels}, float(sample.value), time))
             if sample.exemplar:
                 at = None if sample.exemplar.timestamp is None else float(sample.exemplar.timestamp)
                 exemplars.append((sample.name, sample.exemplar.labels, sample.exemplar.value, at))
