@@ -51,6 +51,8 @@ IP_RUN = 3
 NUMBERS_DISTINCT_MIN = 64
 """Fewer distinct numbers are a dictionary."""
 
+_NO_TEXTS = Texts.of([])
+
 TS = -1
 """Number of the time of the entries where a column refers to another."""
 
@@ -421,7 +423,7 @@ class StoredColumn:
                 n, rows, texts = self._entry["x"]
                 self._odd = self._blobs.ints(rows, n), self._blobs.texts(texts)
             else:
-                self._odd = NO_INTS, Texts.of([])
+                self._odd = NO_INTS, _NO_TEXTS
         return self._odd
 
     def spans(self, rows: NDArray[np.int64]) -> Spans:
@@ -549,7 +551,7 @@ class StoredColumn:
 
     def holds(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of some rows have the literal inside their text; decodes only what can have it."""
-        flags = self._by_value(lambda text: needle in text, rows)
+        flags = self._by_value(lambda texts: contains(texts, needle), rows)
         if flags is None and self.type == "skel" and kernels.SLOT not in needle:
             flags = self._skeletons_hold(needle, rows)
         alphabet = self.alphabet
@@ -570,7 +572,11 @@ class StoredColumn:
     def _skeletons_hold(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """As :meth:`holds`: what is no digit stands in the skeleton, so that few rows need their text."""
         words = _NO_DIGITS.findall(needle)
-        flags = self._flags(lambda text: all(word in text for word in words))[self._bytes()[rows]]
+        texts = self._texts("d")
+        known = np.ones(len(texts.offsets) - 1, np.bool_)
+        for word in words:
+            known &= contains(texts, word)
+        flags = known[self._bytes()[rows]]
         if words != [needle]:
             maybe = np.flatnonzero(flags)
             flags[maybe] = contains(self.spans(rows[maybe]).texts(), needle)
@@ -584,10 +590,8 @@ class StoredColumn:
     def stands(self, needle: bytes, place: Place, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of some rows have a text at a place of their value that is not anywhere."""
 
-        def good(text: bytes) -> bool:
-            if place is Place.WHOLE:
-                return text == needle
-            return text.startswith(needle) if place is Place.BEGIN else text.endswith(needle)
+        def good(texts: Texts) -> NDArray[np.bool_]:
+            return _compared(spans_of(texts), needle, place)
 
         flags = self._by_value(good, rows)
         if flags is None:
@@ -595,17 +599,16 @@ class StoredColumn:
             if alphabet is None or alphabet.issuperset(needle):
                 return _compared(self.spans(rows), needle, place)
             flags = np.zeros(len(rows), np.bool_)
-        return self._with_odd(flags, rows, lambda odd: _compared(spans_of(odd), needle, place))
+        return self._with_odd(flags, rows, good)
 
-    def _flags(self, good: Callable[[bytes], bool]) -> NDArray[np.bool_]:
-        return np.array([good(text) for text in self._texts("d").to_list()], np.bool_)
-
-    def _by_value(self, good: Callable[[bytes], bool], rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+    def _by_value(
+        self, good: Callable[[Texts], NDArray[np.bool_]], rows: NDArray[np.int64]
+    ) -> NDArray[np.bool_] | None:
         """The answer where the column has few values; None for other types."""
         if self.type == "const":
-            return np.full(len(rows), good(self._entry["v"].encode("latin-1")))
+            return np.full(len(rows), good(Texts.of([self._entry["v"].encode("latin-1")]))[0])
         if self.type == "dict":
-            flags = self._flags(good)
+            flags = good(self._texts("d"))
             return flags[self._bytes()[rows]] if flags.any() else np.zeros(len(rows), np.bool_)
         return None
 
