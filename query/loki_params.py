@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from query.errors import BadDataError
 from query.logql.engine.engine import ENTRIES_MAX
 from query.logql.units import NS, parse_duration_ns
-from query.params import Params
+from query.params import Params, int64
 from query.promql.literals import quote
 
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 _FLOAT = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _RFC_3339 = re.compile(r"(.+T\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
+_NS_MAX = (1 << 63) - 1
 DEFAULT_RANGE_NS = 3600 * NS
 DEFAULT_LIMIT = 100
 SECONDS_DIGITS_MAX = 10
@@ -30,6 +31,27 @@ class TimeRange:
     end_ns: int
 
 
+def _number_ns(text: str) -> int | None:
+    """Nanoseconds of a time that is a number, None of any other; what 64 bits do not hold is anything beyond them."""
+    if _INTEGER.fullmatch(text):
+        number = int64(text)
+        return _NS_MAX + 1 if number is None else number * (NS if len(text) <= SECONDS_DIGITS_MAX else 1)
+    if "." not in text or not _FLOAT.fullmatch(text):
+        return None
+    whole, _, part = text.partition(".")
+    if part.isdecimal() and _INTEGER.fullmatch(whole):
+        fraction = int(part.ljust(9, "0")[:9])
+        seconds = int64(whole)
+        return _NS_MAX + 1 if seconds is None else seconds * NS + (-fraction if whole.startswith("-") else fraction)
+    return _seconds_ns(text)
+
+
+def _seconds_ns(text: str) -> int:
+    """Nanoseconds of float seconds, at most what 64 bits hold and one."""
+    seconds = float(text) * NS
+    return round(seconds) if abs(seconds) <= _NS_MAX else (_NS_MAX + 1) * (1 if seconds > 0 else -1)
+
+
 def parse_time_ns(text: str) -> int:
     """Nanoseconds of a time: float seconds, integer seconds or nanoseconds, or RFC 3339.
 
@@ -37,14 +59,11 @@ def parse_time_ns(text: str) -> int:
     ------
     ValueError
     """
-    if _INTEGER.fullmatch(text):
-        return int(text) * (NS if len(text) <= SECONDS_DIGITS_MAX else 1)
-    if "." in text and _FLOAT.fullmatch(text):
-        whole, _, part = text.partition(".")
-        if part.isdecimal() and _INTEGER.fullmatch(whole):
-            fraction = int(part.ljust(9, "0")[:9])
-            return int(whole) * NS + (-fraction if whole.startswith("-") else fraction)
-        return round(float(text) * NS)
+    found = _number_ns(text)
+    if found is not None:
+        if not -_NS_MAX <= found <= _NS_MAX:
+            raise ValueError(f"cannot parse {quote(text)} to a valid timestamp")
+        return found
     moment = _RFC_3339.fullmatch(text)
     if moment is None:
         raise ValueError(f"cannot parse {quote(text)} to a valid timestamp")
@@ -104,9 +123,12 @@ def positive(params: Params, name: str, default: int) -> int:
         return default
     if not _INTEGER.fullmatch(text):
         raise BadDataError(f"strconv.Atoi: parsing {quote(text)}: invalid syntax")
-    if int(text) <= 0:
+    number = int64(text)
+    if number is None:
+        raise BadDataError(f"strconv.Atoi: parsing {quote(text)}: value out of range")
+    if number <= 0:
         raise BadDataError(f"{name} must be a positive value")
-    return int(text)
+    return number
 
 
 def entries_limit(params: Params) -> int:
@@ -147,8 +169,8 @@ def step_ns(params: Params, bounds: TimeRange) -> int:
     text = params.get("step")
     if not text:
         return max(1, (bounds.end_ns - bounds.start_ns) // (250 * NS)) * NS
-    step = round(float(text) * NS) if _FLOAT.fullmatch(text) else parse_duration_ns(text)
-    if step is None:
+    step = _seconds_ns(text) if _FLOAT.fullmatch(text) else parse_duration_ns(text)
+    if step is None or step > _NS_MAX:
         raise BadDataError(f"cannot parse {quote(text)} to a valid duration")
     if step <= 0:
         raise BadDataError("zero or negative query resolution step widths are not accepted. Try a positive integer")
@@ -165,8 +187,8 @@ def interval_ns(params: Params) -> int:
     text = params.get("interval")
     if not text:
         return 0
-    interval = round(float(text) * NS) if _FLOAT.fullmatch(text) else parse_duration_ns(text)
-    if interval is None:
+    interval = _seconds_ns(text) if _FLOAT.fullmatch(text) else parse_duration_ns(text)
+    if interval is None or interval > _NS_MAX:
         raise BadDataError(f"cannot parse {quote(text)} to a valid duration")
     if interval < 0:
         raise BadDataError("interval must be >= 0")

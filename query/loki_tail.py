@@ -26,7 +26,7 @@ from query.logql.units import NS
 from query.loki_endpoints import LokiEndpoints
 from query.loki_json import CATEGORIZE, stream_objects
 from query.loki_params import DEFAULT_LIMIT, DEFAULT_RANGE_NS, positive, time_ns
-from query.params import Params
+from query.params import Params, int64
 from tsdb.errors import MeshpulseError
 from tsdb.logs.frame import LogReader
 
@@ -72,14 +72,15 @@ def read_request(scope: Scope, now_ns: int) -> TailRequest:
     delay = params.get("delay_for") or "0"
     if not delay.isdecimal():
         raise BadDataError(f"invalid delay_for {delay}")
-    if int(delay) > DELAY_S_MAX:
+    seconds = int64(delay)
+    if seconds is None or seconds > DELAY_S_MAX:
         raise BadDataError(f"delay_for can't be greater than {DELAY_S_MAX}")
     flags = headers.get(b"x-loki-response-encoding-flags", b"").decode("latin-1").split(",")
     return TailRequest(
         expr,
         time_ns(params, "start", now_ns - DEFAULT_RANGE_NS),
         min(positive(params, "limit", DEFAULT_LIMIT), ENTRIES_MAX),
-        int(delay) * NS,
+        seconds * NS,
         CATEGORIZE in [flag.strip() for flag in flags],
         headers.get(b"x-scope-orgid", b"").decode("latin-1") or DEFAULT_TENANT,
     )

@@ -195,7 +195,7 @@ def limit_param(params: Params) -> int:
         return 0
     if not _INTEGER.fullmatch(text):
         raise ParamError("limit", f"strconv.Atoi: parsing {quote(text)}: invalid syntax")
-    limit = _int64(text)
+    limit = int64(text)
     if limit is None:
         raise ParamError("limit", f"strconv.Atoi: parsing {quote(text)}: value out of range")
     if limit < 0:
@@ -213,13 +213,13 @@ def number_param(params: Params, name: str, default: int = -1) -> int:
     text = params.get(name)
     if not text:
         return default
-    number = _int64(text) if _INTEGER.fullmatch(text) else None
+    number = int64(text) if _INTEGER.fullmatch(text) else None
     if number is None:
         raise BadDataError(f"{name} must be a number")
     return number
 
 
-def _int64(digits: str) -> int | None:
+def int64(digits: str) -> int | None:
     """A whole number, None beyond 64 bits, where Go's clients and Python's slices end; no length costs much."""
     number = int(digits) if len(digits) <= _INT64_CHARS_MAX else _INT64_MAX + 1
     return number if -_INT64_MAX - 1 <= number <= _INT64_MAX else None

@@ -40,7 +40,10 @@ def test_times(text: str, ns: int) -> None:
     assert parse_time_ns(text) == ns
 
 
-@pytest.mark.parametrize("text", ["x", "2026-13-01T00:00:00Z", "1.2.3", "NaN"])
+@pytest.mark.parametrize(
+    "text",
+    ["x", "2026-13-01T00:00:00Z", "1.2.3", "NaN", "9" * 5000, f"{1 << 63}", "1.5e300", "9999999999.0", "-9e99.0"],
+)
 def test_no_times(api: LokiApi, text: str) -> None:
     reply = get(api, f"{P}labels?start={text}")
     assert (reply.status, reply.headers["content-type"]) == (400, "text/plain; charset=utf-8")
@@ -115,6 +118,12 @@ def test_odd_numbers_have_no_exponent() -> None:
     [
         ("query_range?query={app=%22x%22}&direction=up", "invalid direction 'up'"),
         ("query_range?query={app=%22x%22}&step=x", 'cannot parse "x" to a valid duration'),
+        (
+            f"query_range?query={{app=%22x%22}}&limit={1 << 63}",
+            f'strconv.Atoi: parsing "{1 << 63}": value out of range',
+        ),
+        ("query_range?query={app=%22x%22}&step=1e300", 'cannot parse "1e300" to a valid duration'),
+        ("query_range?query={app=%22x%22}&interval=1e300", 'cannot parse "1e300" to a valid duration'),
         ("query_range?query={app=%22x%22}&limit=x", 'strconv.Atoi: parsing "x": invalid syntax'),
         ("query_range?query={app=%22x%22}&interval=-5s", "interval must be >= 0"),
         ("query_range?query={app=%22x%22}&interval=x", 'cannot parse "x" to a valid duration'),
