@@ -50,7 +50,12 @@ class NginxParts:
 
 
 def build_nginx(config: Config, db: TSDB, receiver: PushReceiver, clock: Clock, tally: Tally) -> NginxParts | None:
-    """Build the parts; None when the configuration names neither files nor streams."""
+    """Build the parts; None when the configuration names neither files nor streams.
+
+    Raises
+    ------
+    ValueError        the GeoIP database or the file of positions cannot be used
+    """
     wanted = config.nginx
     if not wanted.files and not wanted.streams:
         return None
@@ -63,7 +68,7 @@ def build_nginx(config: Config, db: TSDB, receiver: PushReceiver, clock: Clock, 
     )
     derivers: dict[str, Deriver] = {}
     for name in sorted({e.tenant for e in wanted.files} | {e.tenant for e in wanted.streams}):
-        tenant = db.tenant(name)
+        tenant = db.tenant(name, create=True)  # who writes the configuration may
         rules = [nginx_rule(entry) for entry in wanted.streams if entry.tenant == name]
         deriver = Deriver(tenant, tenant.logs, replace(settings, rules=rules), clock, tally)
         derivers[name] = tenant.logs.follower = deriver
@@ -89,4 +94,5 @@ def build_nginx(config: Config, db: TSDB, receiver: PushReceiver, clock: Clock, 
         sites_max=wanted.sites_max,
         countries=countries,
     )
+    tailer.load()
     return NginxParts(derivers, tailer)

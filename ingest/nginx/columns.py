@@ -151,7 +151,7 @@ def joined(lines: Texts) -> NDArray[np.uint8] | None:
 
 
 class JsonFormat:
-    """One JSON object a line, as ``escape=json`` writes it. Not thread-safe.
+    """One JSON object a line, as ``escape=json`` writes it. Threads may share it.
 
     Parameters
     ----------

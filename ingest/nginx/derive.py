@@ -143,6 +143,7 @@ class Deriver:
         self._tally = tally
         self._rules: list[Rule] = list(settings.rules)
         self._known = _Known()
+        self._streams_lock = threading.Lock()
         self._keys: list[tuple[str, str, str]] = []
         self._key_numbers: dict[tuple[str, str, str], int] = {}
         self._sites = SiteNames(settings.sites_max, tally)
@@ -178,7 +179,7 @@ class Deriver:
 
     def assign(self, ref: int, rule: int) -> None:
         """The lines of a stream are read by that rule, whatever its labels match. Before its first line."""
-        with self._changed:
+        with self._streams_lock:
             self._known.fit(ref + 1)
             self._known.rule[ref] = rule
 
@@ -250,17 +251,17 @@ class Deriver:
         """Rule and place of streams that are new to us."""
         if not len(refs):
             return
-        with self._changed:
+        with self._streams_lock:  # :meth:`assign` may replace the arrays meanwhile
             self._known.fit(int(refs[-1]) + 1)
-        new = refs[self._known.place[refs] == -1]
-        if not len(new):
-            return
-        labels = self._streams.registry.label_table(np.ascontiguousarray(new))
-        for i, ref in enumerate(new.tolist()):
-            own = labels.labels(i)
-            if self._known.rule[ref] == -1:
-                self._known.rule[ref] = self._rule_of(own)
-            self._known.place[ref] = self._place(own.get("site", ""), own.get("env", ""), own.get("host", ""))
+            new = refs[self._known.place[refs] == -1]
+            if not len(new):
+                return
+            labels = self._streams.registry.label_table(np.ascontiguousarray(new))
+            for i, ref in enumerate(new.tolist()):
+                own = labels.labels(i)
+                if self._known.rule[ref] == -1:
+                    self._known.rule[ref] = self._rule_of(own)
+                self._known.place[ref] = self._place(own.get("site", ""), own.get("env", ""), own.get("host", ""))
 
     def _rule_of(self, labels: Mapping[str, str]) -> int:
         for number, rule in enumerate(self._settings.rules):

@@ -138,13 +138,7 @@ class Tailer:
     # -- life
 
     def start(self) -> None:
-        """Take up where we were.
-
-        Raises
-        ------
-        ValueError        the positions cannot be read
-        """
-        self.load()
+        """Take up where we were; after :meth:`load`."""
         self._thread = threading.Thread(target=self._run, name="nginx-tail", daemon=True)
         self._thread.start()
 
@@ -255,7 +249,9 @@ class Tailer:
             if (status.st_dev, status.st_ino) != file.identity:
                 self._leave(file, now)
                 self._open(path, file.source)
-                continue
+                if path not in self._current:
+                    continue
+                file = self._current[path]
             touched = status.st_mtime_ns != file.mtime_ns
             file.mtime_ns = status.st_mtime_ns
             unread = file.unread(status.st_size)

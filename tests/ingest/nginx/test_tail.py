@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from collections.abc import Iterator
@@ -266,3 +267,61 @@ def test_compressed_files_and_second_names_are_left_alone(worlds: Any, tmp_path:
     world.read()
     assert [text for text in world.lines() if text == line()] == [line()]
     assert NOW_S > 0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_happens_to_the_file_every_line_is_stored_once(worlds: Any, tmp_path: Path, seed: int) -> None:
+    """Writes, half lines, both kinds of rotation, restarts and crashes in any order."""
+    dice = random.Random(seed)
+    log, positions = tmp_path / "access.log", tmp_path / "positions.json"
+    number = rotations = 0
+    half = b""
+    log.touch()
+    world = worlds(json_source(str(log)))
+    saved: bytes | None = None
+    for _ in range(40):
+        what = dice.choice(
+            ("write", "write", "write", "half", "rename", "copy", "read", "read", "save", "restart", "crash")
+        )
+        if what in ("write", "half") and half:
+            write(log, half)
+            half = b""
+        if what == "write":
+            made = [line(path=f"/{number + i}") for i in range(dice.randrange(1, 9))]
+            number += len(made)
+            write(log, *made)
+        elif what == "half":
+            text = line(path=f"/{number}")
+            number += 1
+            cut = dice.randrange(1, len(text))
+            write(log, text[:cut], end=b"")
+            half = text[cut:]
+        elif what == "rename" and not half:
+            rotations += 1
+            world.read()  # nobody finds a file again that was renamed twice while nobody looked
+            log.rename(tmp_path / f"access.log.{rotations}")
+            log.touch()
+        elif what == "copy" and not half:
+            rotations += 1
+            world.read()
+            if dice.random() < 0.5 and log.stat().st_size:  # a copy is known by its begin
+                number += 1
+                write(log, line(path=f"/{number - 1}"))
+            shutil.copy(log, tmp_path / f"access.log.{rotations}")
+            with log.open("r+b") as file:
+                file.truncate(0)
+            world.read()
+        elif what == "read":
+            world.read()
+        elif what == "save":
+            world.tailer.save()
+            saved = positions.read_bytes()
+        elif what in ("restart", "crash"):
+            world.close()
+            if what == "crash" and saved is not None:
+                positions.write_bytes(saved)
+            world = worlds(json_source(str(log)))
+    if half:
+        write(log, half)
+    world.read()
+    assert sorted(int(json.loads(text)["path"][1:]) for text in world.lines()) == list(range(number))
