@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,43 +22,49 @@ SUMMARY_ROWS = 10
 _DEFAULT_LEASE_MS = 90_000
 
 
-def endpoint_data(service: ServiceView, view: EndpointView, *, brief: bool = False) -> dict[str, Any]:
-    """One endpoint of a snapshot."""
+def _counted(service: ServiceView) -> dict[str, Any]:
+    """What the caps of a service count: the same for all its endpoints."""
+    total = sum(e.listed for e in service.endpoints)
+    unavailable = sum(e.health_status == "UNHEALTHY" for e in service.endpoints if e.listed)
+    return {
+        "healthy_after": total - unavailable,
+        "total": total,
+        "counted": "listed" if service.listed else "seen",
+        "cap_percent": service.cap_percent,
+    }
+
+
+def _endpoint_data(service: ServiceView, view: EndpointView, counted: dict[str, Any] | None) -> dict[str, Any]:
+    """One endpoint; briefly without ``counted``. Thousands are written each second, on the event loop."""
     out = {
         "service": service.name,
         "endpoint": view.endpoint,
         "state": str(view.state),
         "verdict": view.verdict,
         "weight_factor": view.weight_factor,
-        "reason": reason_text(view.evidence),
+        "reason": reason_text(view.evidence) if view.evidence else "",
     }
-    if brief:
+    if counted is None:
         return out
-    unavailable = sum(e.health_status == "UNHEALTHY" for e in service.endpoints if e.listed)
-    total = sum(e.listed for e in service.endpoints)
-    return out | {
-        "mode": str(service.mode),
-        "locality": {"region": view.region, "zone": view.zone},
-        "version": view.version,
-        "priority": view.priority,
-        "since": time_text(view.since_ms),
-        "until": time_text(view.until_ms) if view.until_ms else None,
-        "ejections": view.ejections,
-        "xds": {
-            "health_status": view.health_status,
-            "load_balancing_weight": scaled_weight(view.weight, view.weight_factor),
-        },
-        "applied": {"observers": view.observers, "seen_unhealthy": view.observers_against},
-        "reasons": [reason_data(view.evidence)] if view.evidence else [],
-        "guards": {
-            "healthy_after": total - unavailable,
-            "total": total,
-            "counted": "listed" if service.listed else "seen",
-            "cap_percent": service.cap_percent,
-            "blocked": bool(view.blocked_by),
-            "blocked_by": view.blocked_by or None,
-        },
+    out["mode"] = str(service.mode)
+    out["locality"] = {"region": view.region, "zone": view.zone}
+    out["version"] = view.version
+    out["priority"] = view.priority
+    out["since"] = _moment(view.since_ms)
+    out["until"] = _moment(view.until_ms) if view.until_ms else None
+    out["ejections"] = view.ejections
+    out["xds"] = {
+        "health_status": view.health_status,
+        "load_balancing_weight": scaled_weight(view.weight, view.weight_factor),
     }
+    out["applied"] = {"observers": view.observers, "seen_unhealthy": view.observers_against}
+    out["reasons"] = [reason_data(view.evidence)] if view.evidence else []
+    out["guards"] = {**counted, "blocked": bool(view.blocked_by), "blocked_by": view.blocked_by or None}
+    return out
+
+
+_moment = lru_cache(10_000)(time_text)
+"""Endpoints change seldom, and many at the same moment."""
 
 
 def service_data(view: ServiceView) -> dict[str, Any]:
@@ -113,10 +120,11 @@ def snapshot_data(
         worst = [(s, v) for s, v in rows if v.verdict not in ("HEALTHY", "UNKNOWN") or v.blocked_by]
         out["states"] = dict(Counter(str(view.state) for _, view in rows))
         out["services"] = len(services)
-        out["endpoints"] = [endpoint_data(s, v, brief=True) for s, v in worst[:SUMMARY_ROWS]]
+        out["endpoints"] = [_endpoint_data(s, v, None) for s, v in worst[:SUMMARY_ROWS]]
         out["left_out"] = max(0, len(worst) - SUMMARY_ROWS)
     else:
-        out["endpoints"] = [endpoint_data(service, view) for service, view in rows]
+        counted = {service.name: _counted(service) for service in services}
+        out["endpoints"] = [_endpoint_data(service, view, counted[service.name]) for service, view in rows]
     return out
 
 
