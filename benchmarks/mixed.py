@@ -3,8 +3,9 @@
     python -m benchmarks.mixed [--series 100000] [--groups 10]
 
 The senders are a process of their own with bodies made beforehand; the asker asks over one connection, and rests a
-little after each answer: otherwise it would take the core that the senders need for their full speed. Percentiles of all questions that were asked while the senders wrote, in milliseconds of wall time: on two
-cores asker, senders and server share them.
+little after each answer: otherwise it would take the core that the senders need for their full speed. Percentiles of
+all questions that were asked while the senders wrote, in milliseconds of wall time: on two cores asker, senders and
+server share them.
 """
 
 from __future__ import annotations
