@@ -162,7 +162,7 @@ async def closed_loop(folder: Path) -> None:
 
             bad = front.upstreams["a.example"][2]
             address = f"127.0.0.1:{bad.port}"
-            bad.failing = 0.4
+            bad.failing = 0.7  # over half, where the guard `capacity` no longer asks what the others can carry
             await until("ejected", 60, lambda: states(server, "a.example")[address] == "ejected")
             assert [a for a, s in states(server, "a.example").items() if s == "ejected"] == [address]
             told = server.get("/api/v1/health/explain", service="a.example", endpoint=address).json()["data"]
