@@ -22,7 +22,7 @@ from tsdb.wal.log import SYNC_BUCKETS_S
 
 if TYPE_CHECKING:
     from health.adapters.centraldogma import CentralDogma
-    from ingest.scraper import Scraper
+    from ingest.scraping.scraper import Scraper
     from meshpulse.health import HealthParts
     from meshpulse.nginx import NginxParts
     from meshpulse.runtime import Runtime

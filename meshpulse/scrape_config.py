@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from ingest.groups import FILE_NAME, FileSdConfig, HttpSdConfig, TargetGroup
-from ingest.http_client import Authorization, BasicAuth, HttpClientConfig, TlsConfig
 from ingest.negotiation import ScrapeProtocol
 from ingest.relabel import RelabelConfig, Rules
+from ingest.scraping.groups import FILE_NAME, FileSdConfig, HttpSdConfig, TargetGroup
+from ingest.scraping.http_client import Authorization, BasicAuth, HttpClientConfig, TlsConfig
 from meshpulse.config_types import HIDDEN, Duration, NearPath, Secret, Section, Size, Text
 
 _UNSUPPORTED = frozenset(

@@ -16,15 +16,15 @@ from tsdb.db import DEFAULT_TENANT, TSDB
 from tsdb.tally import Tally
 
 if TYPE_CHECKING:
-    from ingest.scrape import ScrapeConfig
-    from ingest.scraper import Scraper
+    from ingest.scraping.scrape import ScrapeConfig
+    from ingest.scraping.scraper import Scraper
 
 _OURSELVES = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 def scrape_jobs(config: Config) -> list[ScrapeConfig]:
     """The jobs with the file's defaults filled in."""
-    from ingest.scrape import ScrapeConfig
+    from ingest.scraping.scrape import ScrapeConfig
 
     jobs = []
     for job in config.scrape_configs:
@@ -85,7 +85,7 @@ class Scraping:
         if self.scraper is None:
             if not config.scrape_configs:
                 return
-            from ingest.scraper import Scraper
+            from ingest.scraping.scraper import Scraper
 
             self.scraper = Scraper(self._db.tenant(DEFAULT_TENANT), self._executor, self._clock, self._tally)
         await self.scraper.apply(scrape_jobs(config))

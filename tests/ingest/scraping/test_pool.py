@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from ingest import discovery
-from ingest.groups import FileSdConfig, TargetGroup
-from ingest.pool import TargetLoop, next_due
 from ingest.relabel import RelabelConfig, Rules
-from ingest.scrape import ScrapeConfig
-from ingest.scraper import Scraper
+from ingest.scraping import discovery
+from ingest.scraping.groups import FileSdConfig, TargetGroup
+from ingest.scraping.pool import TargetLoop, next_due
+from ingest.scraping.scrape import ScrapeConfig
+from ingest.scraping.scraper import Scraper
 from tests.ingest.fakes import FakeTenant
 from tests.ingest.site import Site
 from tsdb.batch import STALE_BITS

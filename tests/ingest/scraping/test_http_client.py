@@ -12,7 +12,14 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from ingest.http_client import Authorization, BasicAuth, HttpClient, HttpClientConfig, HttpClientError, TlsConfig
+from ingest.scraping.http_client import (
+    Authorization,
+    BasicAuth,
+    HttpClient,
+    HttpClientConfig,
+    HttpClientError,
+    TlsConfig,
+)
 from tests.certificates import certificate
 from tests.ingest.site import Site
 

@@ -8,12 +8,12 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ingest.discovery import FileSource, HttpSource, Source
-from ingest.groups import FileSdConfig, HttpSdConfig, TargetGroup
-from ingest.http_client import HttpClient
-from ingest.scrape import PageScraper, ScrapeConfig
-from ingest.target import TargetSeries
-from ingest.targets import Aim, Target, resolve
+from ingest.scraping.discovery import FileSource, HttpSource, Source
+from ingest.scraping.groups import FileSdConfig, HttpSdConfig, TargetGroup
+from ingest.scraping.http_client import HttpClient
+from ingest.scraping.scrape import PageScraper, ScrapeConfig
+from ingest.scraping.target import TargetSeries
+from ingest.scraping.targets import Aim, Target, resolve
 from tsdb.errors import RejectedError
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from ingest.discovery import FileSource, HttpSource
-from ingest.groups import FILE_NAME, DiscoveryError, FileSdConfig, HttpSdConfig, TargetGroup, parse_groups
-from ingest.http_client import BasicAuth, HttpClientConfig
+from ingest.scraping.discovery import FileSource, HttpSource
+from ingest.scraping.groups import FILE_NAME, DiscoveryError, FileSdConfig, HttpSdConfig, TargetGroup, parse_groups
+from ingest.scraping.http_client import BasicAuth, HttpClientConfig
 from tests.ingest.site import Site
 
 YAML = """

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.groups import TargetGroup
 from ingest.relabel import RelabelConfig, Rules
-from ingest.targets import Aim, Target, TargetError, TargetRules, aim, discovered_labels, resolve
+from ingest.scraping.groups import TargetGroup
+from ingest.scraping.targets import Aim, Target, TargetError, TargetRules, aim, discovered_labels, resolve
 from meshpulse.scraping import seen_from_elsewhere
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ingest.http_client import HttpClientConfig
+from ingest.scraping.http_client import HttpClientConfig
 
 FILE_NAME = re.compile(r"[^*]*(\*[^/]*)?\.(json|yml|yaml|JSON|YML|YAML)")
 """What ``file_sd_configs`` take, as in Prometheus: a pattern in the last part of the path only."""

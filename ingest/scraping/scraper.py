@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Any
 
-from ingest.pool import ScrapePool
-from ingest.scrape import PageScraper, ScrapeConfig
+from ingest.scraping.pool import ScrapePool
+from ingest.scraping.scrape import PageScraper, ScrapeConfig
 from ingest.store import Metadata, Tenant
 from tsdb.clock import Clock
 from tsdb.tally import Tally

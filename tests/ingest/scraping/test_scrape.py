@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from ingest.groups import TargetGroup
-from ingest.http_client import HttpClient
 from ingest.negotiation import ScrapeProtocol
-from ingest.scrape import PageScraper, ScrapeConfig
-from ingest.target import TargetSeries
-from ingest.targets import Target, resolve
+from ingest.scraping.groups import TargetGroup
+from ingest.scraping.http_client import HttpClient
+from ingest.scraping.scrape import PageScraper, ScrapeConfig
+from ingest.scraping.target import TargetSeries
+from ingest.scraping.targets import Target, resolve
 from tests.ingest.fakes import FakeTenant
 from tests.ingest.site import Site
 from tsdb.batch import STALE_BITS

@@ -12,8 +12,8 @@ from urllib.parse import quote, urlencode
 from yarl import URL
 
 from ingest.durations import format_duration, parse_duration_ms
-from ingest.groups import TargetGroup
 from ingest.relabel import Rules
+from ingest.scraping.groups import TargetGroup
 
 _PARAM = "__param_"
 _INTERVAL = "__scrape_interval__"

@@ -13,14 +13,14 @@ import aiohttp
 
 from ingest.exemplars import keep_exemplars
 from ingest.exposition import PAD, PageLimitError, PageOptions
-from ingest.fetch import Page, fetch
-from ingest.groups import FileSdConfig, HttpSdConfig, TargetGroup
-from ingest.http_client import HttpClient, HttpClientConfig, HttpClientError
 from ingest.negotiation import ScrapeError, ScrapeProtocol, accept_header
 from ingest.relabel import NO_RULES, Rules
+from ingest.scraping.fetch import Page, fetch
+from ingest.scraping.groups import FileSdConfig, HttpSdConfig, TargetGroup
+from ingest.scraping.http_client import HttpClient, HttpClientConfig, HttpClientError
+from ingest.scraping.target import Answer, Round, TargetSeries
+from ingest.scraping.targets import Target, TargetRules
 from ingest.store import Tenant
-from ingest.target import Answer, Round, TargetSeries
-from ingest.targets import Target, TargetRules
 from tsdb.clock import Clock
 from tsdb.errors import Reason, RejectedError, UnavailableError
 from tsdb.index.registry import SeriesRegistry

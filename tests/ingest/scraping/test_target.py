@@ -10,7 +10,7 @@ import pytest
 
 from ingest.exposition import PAD, ExpositionError, PageLimitError, PageOptions
 from ingest.relabel import RelabelConfig, Rules, compile_rules
-from ingest.target import EXTRA_REPORT_NAMES, REPORT_NAMES, Answer, Round, TargetSeries
+from ingest.scraping.target import EXTRA_REPORT_NAMES, REPORT_NAMES, Answer, Round, TargetSeries
 from tests.ingest.fakes import FakeTenant
 from tsdb.batch import STALE_BITS
 from tsdb.errors import Reason

@@ -16,8 +16,8 @@ import aiohttp
 import yaml
 from yarl import URL
 
-from ingest.groups import DiscoveryError, FileSdConfig, HttpSdConfig, TargetGroup, parse_groups
-from ingest.http_client import HttpClient, HttpClientError
+from ingest.scraping.groups import DiscoveryError, FileSdConfig, HttpSdConfig, TargetGroup, parse_groups
+from ingest.scraping.http_client import HttpClient, HttpClientError
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Scraping: from what is discovered to pages of samples."""
