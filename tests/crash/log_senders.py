@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.crash.harness import Server
 
-LINES_PER_PUSH = 30
+LINES_PER_PUSH = 60
 QUERY_LINES_MAX = 5000
+WINDOW_NS = QUERY_LINES_MAX // 2  # one line a nanosecond: room to see lines that are there twice
 NS = 1_000_000_000
 
 Entry = tuple[str, int, str]
@@ -84,7 +85,7 @@ def held(server: Server, senders: LogSenders) -> list[Entry]:
 
     def ask(first_ns: int) -> list[Entry]:
         params = {
-            "query": '{job="crash"}', "start": first_ns, "end": first_ns + QUERY_LINES_MAX, "limit": QUERY_LINES_MAX,
+            "query": '{job="crash"}', "start": first_ns, "end": first_ns + WINDOW_NS, "limit": QUERY_LINES_MAX,
         }  # fmt: skip
         status, body = server.get(f"/loki/api/v1/query_range?{urllib.parse.urlencode(params)}")
         assert status == 200, body
@@ -95,7 +96,7 @@ def held(server: Server, senders: LogSenders) -> list[Entry]:
         ]
 
     with ThreadPoolExecutor(2) as pool:
-        found = pool.map(ask, range(senders.first_ns, senders.next_ns, QUERY_LINES_MAX))
+        found = pool.map(ask, range(senders.first_ns, senders.next_ns, WINDOW_NS))
         return [entry for piece in found for entry in piece]
 
 

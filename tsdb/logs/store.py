@@ -198,8 +198,10 @@ class LogStore:
         self.damage: list[str] = list(self._manifests.damage)
         # Buffers and parts that hold each row once: replaced as a whole, so that a reader needs no lock. The newest
         # buffer is the last and the only one written.
-        self._view = View((Buffer(after=self.manifest.next_position - 1),), tuple(self._open_parts()))
+        parts = self._open_parts()
         self._deletions = tuple(Deletion.of_json(fields) for fields in self.manifest.deletions)
+        newest = Buffer(self._hashes_of(parts), self.manifest.next_position - 1)
+        self._view = View((newest,), tuple(parts))
         self._changed = threading.Condition()
         self._maintaining = threading.Lock()
         self._logged: NDArray[np.int64] = np.zeros(1024, np.int64)  # segment + 1 in which a stream was defined last
@@ -218,6 +220,21 @@ class LogStore:
             except (CorruptionError, FileNotFoundError) as error:
                 self.damage.append(f"log part {meta.key} cannot be opened: {error}")
         return parts
+
+    def _hashes_of(self, parts: Sequence[Part]) -> NDArray[np.uint64] | None:
+        """What the buffer behind the newest part looks into: its rows stay one when log or sender repeat them."""
+        if not parts or any(not d.processed and d.position > parts[-1].position for d in self._deletions):
+            return None  # what was deleted may be pushed again
+        try:
+            return _buffer_of(parts[-1].all_rows()).hash_set()
+        except CorruptionError as error:
+            self._report(f"rows of log part {parts[-1].meta.key} cannot be told from repeated ones: {error}")
+            return None
+
+    def _report(self, damage: str) -> None:
+        """Tell of damage once, however often it is met."""
+        if damage not in self.damage:
+            self.damage.append(damage)
 
     # -- writing
 
@@ -316,14 +333,13 @@ class LogStore:
 
     def _begin_deletion(self, deletion: Deletion, position: int) -> None:
         """A request is in force: rows from here on are none of its business (committer thread, or the replay)."""
-        newest = self._view.buffers[-1]
-        if newest.count:
+        buffers = self._view.buffers
+        kept = buffers if buffers[-1].count else buffers[:-1]
+        with self._changed:
             # No look at the hashes of the rows before: what was deleted may be pushed again.
-            with self._changed:
-                self._view = View((*self._view.buffers, Buffer(after=position)), self._view.parts)
+            self._view = View((*kept, Buffer(after=position)), self._view.parts)
+        if kept:
             self._on_full()
-        else:
-            newest.after = position
         with self._changed:
             if all(known.request_id != deletion.request_id for known in self._deletions):
                 history = self._deletions
@@ -351,7 +367,7 @@ class LogStore:
             try:
                 rest = part_without(part, Eraser(due, self.registry, wanted, MIN_NS, MAX_NS), self.registry)
             except CorruptionError as error:  # reads go on leaving out what they can read of it
-                self.damage.append(f"rows cannot be deleted from log part {part.meta.key}: {error}")
+                self._report(f"rows cannot be deleted from log part {part.meta.key}: {error}")
                 return
             if rest is None:
                 parts.append(part)
@@ -496,7 +512,10 @@ class LogStore:
                 run.append(part)
                 continue
             if len(run) >= COMPACT_PARTS_MIN:
-                self._join(run)
+                try:
+                    self._join(run)
+                except CorruptionError as error:  # they stay as they are: reads go on with what they can read
+                    self._report(f"log parts up to {run[-1].meta.key} cannot be joined: {error}")
             run = [part] if part is not None else []
 
     def _join(self, run: list[Part]) -> None:
@@ -508,8 +527,7 @@ class LogStore:
             join_texts([p.metadata for p in pieces]),
             np.concatenate([p.levels for p in pieces]),
         )
-        whole = Buffer()  # drops what was pushed twice
-        whole.append(LogBatch(rows.refs, rows.ts_ns, *rows.lines[::-1], *rows.metadata[::-1], rows.levels), 0)
+        whole = _buffer_of(rows)  # drops what was pushed twice
         rows = Rows(whole.refs(), whole.ts_ns(), whole.lines(), whole.metadata(), whole.levels())
         key = f"{run[-1].meta.key}-{self.manifest.generation}"
         meta = write_part(self._store, key, rows, self.registry)
@@ -620,6 +638,13 @@ class LogStore:
             flushes=self.flushes,
             compactions=self.compactions,
         )
+
+
+def _buffer_of(rows: Rows) -> Buffer:
+    """Rows of parts, each once."""
+    buffer = Buffer()
+    buffer.append(LogBatch(rows.refs, rows.ts_ns, *rows.lines[::-1], *rows.metadata[::-1], rows.levels), 0)
+    return buffer
 
 
 def _keep(batch: LogBatch, keep: NDArray[np.bool_]) -> LogBatch:

@@ -306,6 +306,25 @@ def test_damage_costs_a_group_or_a_part_not_the_start(tmp_path: Path) -> None:
     again.close()
 
 
+def test_parts_that_cannot_be_joined_stay_and_age(tmp_path: Path) -> None:
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    for first in range(0, 50, 10):
+        push(logs, rows_of(first, 10))
+        logs.flush()
+    db.log.close()  # no other goodbye: closing joins
+    path = sorted((tmp_path / "tenants/default/logs").glob("block-*"))[1]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    again = open_db(tmp_path, retention_ms=25)
+    logs = again.tenant("default").logs
+    logs.maintain()
+    assert any("cannot be joined" in damage for damage in logs.damage)
+    assert [part.min_ms for part in logs.manifest.blocks] == [20, 30, 40], "retention goes on"
+    again.close()
+
+
 def test_record_bodies_round_trip(tmp_path: Path) -> None:
     db = open_db(tmp_path)
     logs = db.tenant("default").logs
@@ -350,6 +369,24 @@ def test_a_crash_between_part_and_manifest_keeps_each_row_once(tmp_path: Path, m
     assert sorted(read(logs)) == sorted(rows_of(0, 50))
     logs.flush()
     assert sorted(read(logs)) == sorted(rows_of(0, 50))
+    again.close()
+
+
+def test_what_is_pushed_again_after_a_part_was_written_is_kept_once_over_a_crash(tmp_path: Path) -> None:
+    """Its record is in the log, behind the part that holds the row."""
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    rows = rows_of(0, 50)
+    assert push(logs, rows) == 50
+    logs.flush()
+    assert push(logs, rows[20:]) == 0
+    assert push(logs, rows_of(50, 10)) == 10
+    expected = read(logs)
+    os.sync()
+    db.log.close()  # no other goodbye: the last rows are only in the log
+    again = open_db(tmp_path)
+    assert read(again.tenant("default").logs) == expected
+    assert push(again.tenant("default").logs, rows) == 0  # a sender that heard no answer
     again.close()
 
 
