@@ -15,7 +15,7 @@ from tsdb.kernels.shard import NO_SLOT
 class Generation:
     """A registry with the slot of each series in its shard, and the log segment that defines it.
 
-    A tenant begins a new generation when it forgets series that have ended (docs/decisions/0008). Who reads keeps the
+    A tenant begins a new generation when it forgets series that have ended (docs/decisions/0009). Who reads keeps the
     one he began with; slots mean the same in all of them.
     """
 

@@ -64,7 +64,7 @@ _SLOTS_FIRST = 1024
 
 
 class SeriesRegistry(SeriesIndex):
-    """Series of a tenant by number (``ref``), dense, until another registry takes its place (docs/decisions/0008).
+    """Series of a tenant by number (``ref``), dense, until another registry takes its place (docs/decisions/0009).
 
     One writer at a time (a lock inside), any number of readers without a lock: everything is append-only arrays
     that never move, and a reader takes the counts first.
