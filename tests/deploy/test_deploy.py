@@ -184,8 +184,10 @@ def test_dashboards_have_ids_of_their_own() -> None:
 
 def test_provisioning_names_the_files() -> None:
     folder = DEPLOY / "grafana" / "provisioning"
-    (source,) = yaml.safe_load((folder / "datasources" / "meshpulse.yml").read_text())["datasources"]
+    source, logs = yaml.safe_load((folder / "datasources" / "meshpulse.yml").read_text())["datasources"]
     assert (source["type"], source["access"], source["jsonData"]["httpMethod"]) == ("prometheus", "proxy", "POST")
+    assert (logs["type"], logs["access"], logs["url"]) == ("loki", "proxy", source["url"])
+    assert logs["uid"] != source["uid"]
     (provider,) = yaml.safe_load((folder / "dashboards" / "meshpulse.yml").read_text())["providers"]
     assert provider["type"] == "file"
 
