@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -186,25 +187,35 @@ def observers(server: Server) -> list[str]:
     return [row["observer"] for row in answer["data"]["observers"]] if answer["status"] == "success" else []
 
 
-def test_envoys_stat_sink(server: Server, grpc_port: int, tmp_path: Path) -> None:
-    file = tmp_path / "envoy.json"
-    file.write_text(json.dumps(envoy_config(server.port, grpc_port)))
+@contextlib.contextmanager
+def running_envoy(config: dict[str, Any], folder: Path) -> Iterator[str]:
+    """Run a real Envoy; ``http://HOST:PORT`` of its listener."""
+    file = folder / "envoy.json"
+    file.write_text(json.dumps(config))
     command = [
         console_script("envoy"), "-c", str(file), "--concurrency", "1", "--use-dynamic-base-id",
-        "--admin-address-path", str(tmp_path / "admin"), "-l", "warning",
+        "--admin-address-path", str(folder / "admin"), "-l", "warning",
     ]  # fmt: skip
-    with (tmp_path / "envoy.log").open("wb") as log:
-        envoy = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=tmp_path)
+    with (folder / "envoy.log").open("wb") as log:
+        envoy = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder)
     try:
-        admin = wait_for(lambda: (tmp_path / "admin").exists() and (tmp_path / "admin").read_text())
+        admin = wait_for(lambda: (folder / "admin").exists() and (folder / "admin").read_text())
 
         def front() -> str | None:
             with urllib.request.urlopen(f"http://{admin}/listeners?format=json", timeout=5) as answer:
                 listeners = json.load(answer).get("listener_statuses", [])
             address = listeners[0]["local_address"]["socket_address"] if listeners else {}
-            return f"{address['address']}:{address['port_value']}" if address.get("port_value") else None
+            return f"http://{address['address']}:{address['port_value']}" if address.get("port_value") else None
 
-        url = f"http://{wait_for(front)}/-/healthy"
+        yield wait_for(front)
+    finally:
+        envoy.terminate()
+        envoy.wait(20)
+
+
+def test_envoys_stat_sink(server: Server, grpc_port: int, tmp_path: Path) -> None:
+    with running_envoy(envoy_config(server.port, grpc_port), tmp_path) as front:
+        url = f"{front}/-/healthy"
         for _ in range(3):
             with urllib.request.urlopen(url, timeout=5) as answer:
                 assert answer.status == 200
@@ -229,9 +240,6 @@ def test_envoys_stat_sink(server: Server, grpc_port: int, tmp_path: Path) -> Non
         wait_for(one_more_is_timed)
         wait_for(lambda: int(answers()["200"]) > 3)
         assert "503" not in answers()
-    finally:
-        envoy.terminate()
-        envoy.wait(20)
 
 
 def test_grpc_asks_for_tokens(tmp_path: Path) -> None:

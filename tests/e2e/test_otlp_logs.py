@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -22,9 +20,8 @@ from opentelemetry.sdk._logs import LoggerProvider, LoggingHandler
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExporter
 from opentelemetry.sdk.resources import Resource
 
-from meshpulse.demo.processes import console_script
 from tests.e2e.server import Server
-from tests.e2e.test_otlp import CONFIG, envoy_config, wait_for
+from tests.e2e.test_otlp import CONFIG, envoy_config, running_envoy, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -106,24 +103,8 @@ def test_envoys_access_logger(server: Server, grpc_port: int, tmp_path: Path) ->
     del config["stats_sinks"]
     listener = config["static_resources"]["listeners"][0]
     listener["filter_chains"][0]["filters"][0]["typed_config"]["access_log"] = [access_logger()]
-    file = tmp_path / "envoy.json"
-    file.write_text(json.dumps(config))
-    command = [
-        console_script("envoy"), "-c", str(file), "--concurrency", "1", "--use-dynamic-base-id",
-        "--admin-address-path", str(tmp_path / "admin"), "-l", "warning",
-    ]  # fmt: skip
-    with (tmp_path / "envoy.log").open("wb") as log:
-        envoy = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=tmp_path)
-    try:
-        admin = wait_for(lambda: (tmp_path / "admin").exists() and (tmp_path / "admin").read_text())
-
-        def front() -> str | None:
-            with urllib.request.urlopen(f"http://{admin}/listeners?format=json", timeout=5) as answer:
-                listeners = json.load(answer).get("listener_statuses", [])
-            address = listeners[0]["local_address"]["socket_address"] if listeners else {}
-            return f"{address['address']}:{address['port_value']}" if address.get("port_value") else None
-
-        url = f"http://{wait_for(front)}/-/healthy"
+    with running_envoy(config, tmp_path) as front:
+        url = f"{front}/-/healthy"
         for _ in range(3):
             with urllib.request.urlopen(url, timeout=5) as answer:
                 assert answer.status == 200
@@ -133,6 +114,3 @@ def test_envoys_access_logger(server: Server, grpc_port: int, tmp_path: Path) ->
         assert lines == {"GET /-/healthy 200"}
         ages = [time.time_ns() - int(value[0]) for stream in found(server, query) for value in stream["values"]]
         assert all(0 <= age < 600 * 10**9 for age in ages)
-    finally:
-        envoy.terminate()
-        envoy.wait(20)
