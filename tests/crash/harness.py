@@ -93,21 +93,17 @@ class Server:
         return self.process.wait(60)
 
 
-class Senders:
-    """Threads that write as fast as they are answered and remember what was acknowledged."""
+class SenderThreads:
+    """Threads that send to a server until they are told to end; what they send is the business of ``_run``."""
 
-    def __init__(self, count: int, first_ms: int) -> None:
+    def __init__(self, count: int) -> None:
         self._count = count
-        self.next_ms = first_ms
-        self.sent: dict[tuple[str, int], str] = {}
-        self.acknowledged: set[tuple[str, int]] = set()
-        self.requests = 0
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
 
     def start(self, port: int) -> None:
-        """Begin to write to a server."""
+        """Begin to send to a server."""
         self._stopping.clear()
         self._threads = [threading.Thread(target=self._run, args=(k, port)) for k in range(self._count)]
         for thread in self._threads:
@@ -118,6 +114,20 @@ class Senders:
         self._stopping.set()
         for thread in self._threads:
             thread.join()
+
+    def _run(self, sender: int, port: int) -> None:
+        raise NotImplementedError
+
+
+class Senders(SenderThreads):
+    """Threads that write as fast as they are answered and remember what was acknowledged."""
+
+    def __init__(self, count: int, first_ms: int) -> None:
+        super().__init__(count)
+        self.next_ms = first_ms
+        self.sent: dict[tuple[str, int], str] = {}
+        self.acknowledged: set[tuple[str, int]] = set()
+        self.requests = 0
 
     def so_far(self) -> set[tuple[str, int]]:
         """What has been acknowledged until now."""

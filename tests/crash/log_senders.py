@@ -5,11 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import random
-import threading
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.crash.harness import Server
+from tests.crash.harness import SenderThreads, Server
 
 LINES_PER_PUSH = 60
 QUERY_LINES_MAX = 5000
@@ -20,31 +19,15 @@ Entry = tuple[str, int, str]
 """(sender, ns, line)."""
 
 
-class LogSenders:
+class LogSenders(SenderThreads):
     """Remembers what was sent and what was acknowledged; every fourth push is the one before once more."""
 
     def __init__(self, count: int, first_ns: int) -> None:
-        self._count = count
+        super().__init__(count)
         self.first_ns = self.next_ns = first_ns
         self.sent: set[Entry] = set()
         self.acknowledged: set[Entry] = set()
         self.pushes = 0
-        self._lock = threading.Lock()
-        self._threads: list[threading.Thread] = []
-        self._stopping = threading.Event()
-
-    def start(self, port: int) -> None:
-        """Begin to push to a server."""
-        self._stopping.clear()
-        self._threads = [threading.Thread(target=self._run, args=(k, port)) for k in range(self._count)]
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self) -> None:
-        """End; a push that was cut off counts as not acknowledged."""
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join()
 
     def _run(self, sender: int, port: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
