@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-import socket
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -20,19 +18,17 @@ from health.policy_text import parse_policy
 from health.topology import parse_source
 from ingest.limits import WriteLimits
 from ingest.logs.limits import PushLimits
-from ingest.nginx.columns import ROLES, LineFormat, parse_format
-from ingest.nginx.derive import DeriveSettings, Rule
-from ingest.nginx.entries import SourceSettings
 from meshpulse.auth import Role, Token
-from meshpulse.config_types import Duration, Secret, Section, Size, Text, milliseconds
+from meshpulse.config_text import ConfigError, KeyPath, Loader, explain, read_lines
+from meshpulse.config_types import Duration, Secret, Section, Size, Text, milliseconds, split_listen
 from meshpulse.edge import EdgeLimits
-from meshpulse.scrape_config import ScrapeConfig, is_unsupported
+from meshpulse.nginx_config import NginxConfig
+from meshpulse.scrape_config import ScrapeConfig
 from query.limits import QueryLimits
 from tsdb.db import DEFAULT_TENANT
 from tsdb.limits import SeriesLimits, TimeLimits
 from tsdb.logs.buffer import BATCH_ROWS_MAX
 from tsdb.logs.store import LogLimits
-from tsdb.matchers import Matcher, MatchOp
 from tsdb.tenant import FAILOVER_MS
 from tsdb.wal.log import QUEUE_BYTES_MAX, SEGMENT_BYTES, SyncMode
 
@@ -42,10 +38,6 @@ _ROUTE_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 
 TOKEN_CHARS_MIN = 16
 """Shortest secret of a token; ``openssl rand -hex 32`` makes one of 64."""
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used; the text names file, line and key of every mistake."""
 
 
 class ServerConfig(Section):
@@ -362,83 +354,6 @@ class HealthConfig(Section):
         return self
 
 
-class NginxFilesConfig(Section):
-    """Log files of nginx that are followed, and how their lines are read."""
-
-    paths: list[str] = Field(min_length=1)
-    log: Literal["access", "error"] = "access"
-    format: str = "json"
-    fields: dict[str, list[str]] = {}
-    labels: dict[Literal["job", "site", "env", "host"], str] = {}
-    site_field: str = ""
-    site_pattern: str = ""
-    start: Literal["beginning", "end"] = "beginning"
-    tenant: str = DEFAULT_TENANT
-
-    @model_validator(mode="after")
-    def _readable(self) -> NginxFilesConfig:
-        nginx_source(self)
-        return self
-
-
-class NginxStreamsConfig(Section):
-    """Pushed streams that are lines of nginx."""
-
-    match: dict[str, str] = Field(min_length=1)
-    log: Literal["access", "error"] = "access"
-    format: str = "json"
-    fields: dict[str, list[str]] = {}
-    site_field: str = ""
-    tenant: str = DEFAULT_TENANT
-
-    @model_validator(mode="after")
-    def _readable(self) -> NginxStreamsConfig:
-        nginx_rule(self)
-        return self
-
-
-class NginxMetricsConfig(Section):
-    """Counters made of lines."""
-
-    interval: Duration = timedelta(milliseconds=DeriveSettings().interval_ms)
-    buckets: list[float] = list(DeriveSettings().bounds)
-    series_max: int = Field(default=DeriveSettings().series_max, ge=1000)
-    stale_after: Duration = timedelta(milliseconds=DeriveSettings().stale_ms)
-
-    @field_validator("interval")
-    @classmethod
-    def _not_too_short(cls, value: timedelta) -> timedelta:
-        if value < timedelta(milliseconds=100):
-            raise ValueError("must be at least 100ms")
-        return value
-
-    @field_validator("buckets")
-    @classmethod
-    def _ascending(cls, value: list[float]) -> list[float]:
-        if not value or sorted(set(value)) != value or not all(0 < bound < math.inf for bound in value):
-            raise ValueError("must be positive and ascending")
-        return value
-
-
-class NginxConfig(Section):
-    """Logs of nginx: files to follow, streams to count."""
-
-    files: list[NginxFilesConfig] = []
-    streams: list[NginxStreamsConfig] = []
-    metrics: NginxMetricsConfig = NginxMetricsConfig()
-    poll_interval: Duration = timedelta(milliseconds=500)
-    files_max: int = Field(default=4096, ge=1)
-    sites_max: int = Field(default=DeriveSettings().sites_max, ge=1)
-    geoip_database: Path | None = None
-
-    @field_validator("poll_interval")
-    @classmethod
-    def _not_too_short(cls, value: timedelta) -> timedelta:
-        if value < timedelta(milliseconds=10):
-            raise ValueError("must be at least 10ms")
-        return value
-
-
 class LogConfig(Section):
     """What the program says on standard error."""
 
@@ -487,116 +402,6 @@ class Config(Section):
         return self
 
 
-def nginx_source(entry: NginxFilesConfig) -> SourceSettings:
-    """One entry of ``nginx.files``.
-
-    Raises
-    ------
-    ValueError        naming the key
-    """
-    pattern = None
-    if entry.site_pattern:
-        try:
-            pattern = re.compile(entry.site_pattern)
-        except re.error as error:
-            raise ValueError(f"site_pattern: {error}") from None
-        if "site" not in pattern.groupindex:
-            raise ValueError("site_pattern needs a group (?P<site>...)")
-    return SourceSettings(
-        paths=entry.paths,
-        log=entry.log,
-        format=_nginx_format(entry),
-        labels={"job": "nginx", "host": socket.gethostname(), **{str(k): v for k, v in entry.labels.items()}},
-        site_by_line=bool(entry.site_field),
-        site_pattern=pattern,
-        from_end=entry.start == "end",
-        tenant=entry.tenant,
-    )
-
-
-def nginx_rule(entry: NginxStreamsConfig) -> Rule:
-    """One entry of ``nginx.streams``.
-
-    Raises
-    ------
-    ValueError        naming the key
-    """
-    matchers = tuple(Matcher(name, MatchOp.EQUAL, value) for name, value in entry.match.items())
-    return Rule(_nginx_format(entry), matchers, by_line=bool(entry.site_field))
-
-
-def _nginx_format(entry: NginxFilesConfig | NginxStreamsConfig) -> LineFormat | None:
-    unknown = sorted(entry.fields.keys() - ROLES.keys())
-    if unknown:
-        raise ValueError(f"fields: {unknown[0]!r} is none of {', '.join(ROLES)}")
-    if entry.log == "error":
-        return None
-    names = {**entry.fields, **({"site": [entry.site_field]} if entry.site_field else {})}
-    try:
-        return parse_format(entry.format, names)
-    except ValueError as error:
-        raise ValueError(f"format {error}") from None
-
-
-def split_listen(listen: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT``, ``[::1]:PORT`` or ``:PORT`` (all addresses).
-
-    Raises
-    ------
-    ValueError        not of that form
-    """
-    host, colon, port = listen.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise ValueError("must be HOST:PORT, for example 127.0.0.1:9090")
-    return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)  # noqa: S104  # refused unless insecure
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 booleans: ``off`` is a word, not false."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
-
-_Path = tuple[Hashable, ...]
-
-
-def _lines(node: yaml.Node | None, at: _Path, lines: dict[_Path, int]) -> None:
-    """Line of every key and item, by its path; refuses a key that is written twice."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            path = (*at, key.value)
-            line = key.start_mark.line + 1
-            if path in lines:
-                raise ConfigError(f"line {line}: {'.'.join(map(str, path))} is written twice, first in {lines[path]}")
-            lines[path] = line
-            _lines(value, path, lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            lines[(*at, index)] = value.start_mark.line + 1
-            _lines(value, (*at, index), lines)
-
-
-def _explain(error: ValidationError, lines: Mapping[_Path, int]) -> str:
-    texts = []
-    for mistake in error.errors():
-        path = tuple(mistake["loc"])
-        known = path
-        while known and known not in lines:
-            known = known[:-1]
-        what = mistake["msg"].removeprefix("Value error, ")
-        if mistake["type"] == "extra_forbidden":
-            what = "unknown key"
-            if path[0] in ("global", "scrape_configs") and is_unsupported(str(path[-1])):
-                what = "is not supported; docs/config.md lists the keys of Prometheus that are"
-        where = f"line {lines[known]}: " if known else ""
-        texts.append(f"{where}{'.'.join(map(str, path))}: {what}" if path else f"{where}{what}")
-    return "\n".join(texts)
-
-
 def parse_config(
     text: str, overrides: Mapping[str, Mapping[str, Any]] | None = None, folder: Path | None = None
 ) -> Config:
@@ -612,11 +417,11 @@ def parse_config(
     ------
     ConfigError        every mistake on a line of its own, with the line number in ``text`` and the key
     """
-    lines: dict[_Path, int] = {}
+    lines: dict[KeyPath, int] = {}
     try:
-        node = yaml.compose(text, Loader=_Loader)  # a SafeLoader
-        _lines(node, (), lines)
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506
+        node = yaml.compose(text, Loader=Loader)  # a SafeLoader
+        read_lines(node, (), lines)
+        data = yaml.load(text, Loader=Loader)  # noqa: S506
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
@@ -635,7 +440,7 @@ def parse_config(
     try:
         return Config.model_validate(sections, context={"folder": folder})
     except ValidationError as error:
-        raise ConfigError(_explain(error, lines)) from None
+        raise ConfigError(explain(error, lines)) from None
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Config:

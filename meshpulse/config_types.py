@@ -98,3 +98,16 @@ class Section(BaseModel):
     """A mapping of the file: unknown keys are mistakes, values never change after the start."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+def split_listen(listen: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT``, ``[::1]:PORT`` or ``:PORT`` (all addresses).
+
+    Raises
+    ------
+    ValueError        not of that form
+    """
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ValueError("must be HOST:PORT, for example 127.0.0.1:9090")
+    return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)  # noqa: S104  # refused unless insecure

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from ingest.logs.push import PushReceiver
 from ingest.nginx.derive import Deriver, DeriveSettings, DeriveStats, Rule
 from ingest.nginx.tail import Source, Tailer
-from meshpulse.config import Config, milliseconds, nginx_rule, nginx_source
+from meshpulse.config import Config, milliseconds
+from meshpulse.nginx_config import nginx_rule, nginx_source
 from tsdb.clock import Clock
 from tsdb.db import TSDB
 from tsdb.tally import Tally

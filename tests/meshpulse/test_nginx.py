@@ -11,8 +11,9 @@ import pytest
 
 from ingest.logs.limits import PushLimits
 from ingest.logs.push import PushReceiver
-from meshpulse.config import ConfigError, nginx_source, parse_config
+from meshpulse.config import ConfigError, parse_config
 from meshpulse.nginx import build_nginx
+from meshpulse.nginx_config import nginx_source
 from tests.ingest.nginx.builders import settled
 from tsdb.clock import SystemClock
 from tsdb.db import TSDB, StoreConfig
