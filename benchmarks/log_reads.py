@@ -124,7 +124,11 @@ def print_reads(server: Server, raw: int, start_ns: int, end_ns: int) -> None:
     for name, query in (
         ("full scan, by columns", '|= "no such text"'),
         ("full scan, a text over two fields", '|= `"GET","path":"/no such`'),
-        ("full scan, every line rebuilt (a regex without literals)", "|~ `[#]{3}|[@]{3}`"),
+        ("full scan, a regex without literals", "|~ `[#]{3}|[@]{3}`"),
+        ("full scan, a regex for any case", "|~ `(?i)error|warn`"),
+        ("full scan, a regex of many states", "|~ `(x|q).{6}[!$]`"),
+        ("full scan, a regex that every digit may begin", r"|~ `(?:[0-9]{1,3}\.){3}[0-9]{1,3}:99`"),
+        ("full scan, a regex left to RE2 (too many states)", "|~ `[xq].{60}[!$]`"),
     ):
         asked = client.ask(
             "query_range", {"query": f"{ALL} {query}", "start": start_ns, "end": end_ns, "limit": 1000}, 2

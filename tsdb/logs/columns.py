@@ -26,6 +26,7 @@ from tsdb.logs.text_types import (
     IPV6_BYTES,
     IPV6_RUN,
     UUID_RUN,
+    UUID_SHAPE,
     UUID_WIDTH,
     Layout,
     format_ipv6,
@@ -59,8 +60,9 @@ TS = -1
 _BACKSLASH = 0x5C
 _DIGITS = frozenset(b"0123456789")
 _NO_DIGITS = re.compile(rb"[^0-9]+")
+_INTEGERS = frozenset(_DIGITS | set(b"-"))
 _ALPHABETS = {
-    "num": _DIGITS | set(b".-"),
+    "num": _INTEGERS | set(b"."),
     "ip": _DIGITS | set(b"."),
     "hex": _DIGITS | set(b"abcdef"),
     "uuid": _DIGITS | set(b"abcdef-"),
@@ -497,8 +499,27 @@ class StoredColumn:
 
     @property
     def alphabet(self) -> frozenset[int] | None:
-        """Bytes that its regular texts are made of; None = any."""
+        """Bytes that its regular texts are made of, of which none is empty; None = any."""
+        if self.type == "num" and self._entry["s"] == 0:
+            return _INTEGERS
         return Layout(*self._entry["f"]).alphabet if self.type == "time" else _ALPHABETS.get(self.type)
+
+    @property
+    def shape(self) -> tuple[frozenset[int], ...] | None:
+        """Bytes at each place of its regular texts, where all are equally long."""
+        if self.type == "hex":
+            return (_ALPHABETS["hex"],) * self.hex_width
+        if self.type == "time":
+            return Layout(*self._entry["f"]).shape
+        return UUID_SHAPE if self.type == "uuid" else None
+
+    def dictionary(self) -> tuple[Texts, bool] | None:
+        """The distinct regular texts of a column of few, and whether byte 0 in them stands for digits of a row."""
+        return (self._texts("d"), self.type == "skel") if self.type in ("dict", "skel") else None
+
+    def codes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of these texts some rows have; of exceptions, anything."""
+        return self._bytes()[rows].astype(np.int64)
 
     def hex_bytes(self) -> NDArray[np.uint8]:
         """(n * width / 2,) uint8 of a hex column."""

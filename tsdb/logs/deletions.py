@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import orjson
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tsdb.errors import CorruptionError
 from tsdb.index.registry import SeriesRegistry
-from tsdb.logs.frame import LogFrame, Texts
+from tsdb.logs.frame import LogFrame
+from tsdb.logs.regex.match import match_frame
 from tsdb.matchers import Matcher, MatchOp
 
 BODY_VERSION = 1
@@ -46,18 +45,10 @@ class LineTest:
         found = np.zeros(len(frame), np.bool_)
         for text in self.texts:
             if self.is_regex:
-                matched = pc.match_substring_regex(_strings(frame.lines()), text)
-                found |= np.asarray(matched.to_numpy(zero_copy_only=False), np.bool_)
+                found |= match_frame(frame, text)
             else:
                 found |= frame.contains(text.encode("utf-8", "surrogateescape"))
         return ~found if self.negated else found
-
-
-def _strings(texts: Texts) -> pa.Array:
-    """The texts as Arrow strings, without a copy; RE2 copes with what is no UTF-8."""
-    size = int(texts.offsets[-1])
-    buffers = [None, pa.py_buffer(np.ascontiguousarray(texts.offsets)), pa.py_buffer(texts.data[:size])]
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(texts.offsets) - 1, buffers).view(pa.large_string())
 
 
 @dataclass(frozen=True, slots=True)

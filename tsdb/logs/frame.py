@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from tsdb.frame import LabelTable
 from tsdb.kernels.log_scan import find_in_rows, gather_texts, pick_pair
 from tsdb.matchers import Matcher
+
+if TYPE_CHECKING:
+    from tsdb.logs.regex.automaton import Automaton
 
 ROWS_MAX = 8192
 """Most entries of one frame."""
@@ -167,6 +170,8 @@ class RowSource(Protocol):
 
     def matches(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]: ...
 
+    def search(self, automaton: Automaton, rows: NDArray[np.int64]) -> NDArray[np.int8]: ...
+
 
 class LogFrame:
     """A batch of at most ``ROWS_MAX`` log entries.
@@ -243,6 +248,10 @@ class LogFrame:
     def contains(self, needle: bytes) -> NDArray[np.bool_]:
         """Which lines hold ``needle`` (case-sensitive), (n,) bool; looks at columns instead of lines where it can."""
         return self._source.matches(needle, self._rows)
+
+    def search(self, automaton: Automaton) -> NDArray[np.int8]:
+        """Which lines hold a match: 1, 0, or -1 where only RE2 can tell, (n,) int8; by columns where it can."""
+        return self._source.search(automaton, self._rows)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> LogFrame:
         """The frame of some entries: ascending row numbers or a mask. Nothing is decoded."""

@@ -23,6 +23,8 @@ from tsdb.logs.blobs import BlobReader, BlobWriter
 from tsdb.logs.columns import ColumnWriter, Spans, StoredColumn, spans_of
 from tsdb.logs.frame import DETECTED_LEVEL, PAD_BYTES, Column, FieldKind, Format, Texts, contains, gather, padded
 from tsdb.logs.needles import cases_of
+from tsdb.logs.regex.automaton import Automaton
+from tsdb.logs.regex.walk import search_columns, search_texts
 from tsdb.logs.rows import join_columns, level_column, split_metadata
 from tsdb.logs.text_types import UUID_BYTES
 
@@ -594,6 +596,16 @@ class StoredRows:
         for k, at, own in self._parts(rows):
             found = self._patterns[k].matches(needle, own) if k < len(self._patterns) else None
             out[at] = self._scan(needle, rows[at]) if found is None else found
+        return out
+
+    def search(self, automaton: Automaton, rows: NDArray[np.int64]) -> NDArray[np.int8]:
+        out = np.empty(len(rows), np.int8)
+        for k, at, own in self._parts(rows):
+            if k == len(self._patterns):
+                raw = spans_of(self._raw).rows(own)
+                out[at] = search_texts(automaton, *raw)
+            else:
+                out[at] = search_columns(automaton, *self._patterns[k].varying, own)
         return out
 
     def _scan(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from tsdb.frame import LabelTable
 from tsdb.logs.frame import Column, Format, LogFrame, Texts, contains, gather
+from tsdb.logs.regex.automaton import Automaton
+from tsdb.logs.regex.walk import search_texts
 from tsdb.logs.rows import join_columns, join_texts
 
 
@@ -47,6 +49,10 @@ class _ReadRows:
 
     def matches(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         return contains(self.lines(rows), needle)
+
+    def search(self, automaton: Automaton, rows: NDArray[np.int64]) -> NDArray[np.int8]:
+        starts = self._lines.offsets[rows]
+        return search_texts(automaton, self._lines.data, starts, self._lines.offsets[rows + 1] - starts)
 
 
 def join_frames(frames: Sequence[LogFrame]) -> LogFrame:

@@ -10,6 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tsdb.logs.frame import DETECTED_LEVEL, LEVELS, PAD_BYTES, Column, FieldKind, Format, Texts, contains, gather
+from tsdb.logs.regex.automaton import Automaton
+from tsdb.logs.regex.walk import search_texts
 
 SEPARATOR = 0xFF
 """Behind each name and each value of structured metadata; never occurs in UTF-8."""
@@ -184,3 +186,7 @@ class PlainRows:
 
     def matches(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         return contains(self.lines(rows), needle)
+
+    def search(self, automaton: Automaton, rows: NDArray[np.int64]) -> NDArray[np.int8]:
+        starts = self._line_offsets[rows]
+        return search_texts(automaton, self._line_data, starts, self._line_offsets[rows + 1] - starts)

@@ -30,6 +30,11 @@ ISO, CLF = 0, 1
 _ISO = re.compile(rb"\d{4}-\d\d-\d\d([T ])\d\d:\d\d:\d\d(?:\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)?")
 _CLF = re.compile(rb"\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d( [+-]\d{4})?")
 _MONTHS = np.frombuffer(b"JanFebMarAprMayJunJulAugSepOctNovDec", np.uint8).reshape(12, 3)
+_DIGITS = frozenset(b"0123456789")
+_HEX = frozenset(b"0123456789abcdef")
+UUID_SHAPE = tuple(frozenset(b"-") if k in _DASHES else _HEX for k in range(UUID_WIDTH))
+"""Bytes at each place of a UUID."""
+
 _ZERO = 48
 _FIELDS = {
     ISO: ((0, 4), (5, 2), (8, 2), (11, 2), (14, 2), (17, 2)),
@@ -67,6 +72,15 @@ class Layout(NamedTuple):
         """Bytes of its texts."""
         months = _MONTHS.tobytes() if self.kind == CLF else b""
         return frozenset(self.template + b"0123456789" + months)
+
+    @property
+    def shape(self) -> tuple[frozenset[int], ...]:
+        """Bytes at each place of its texts."""
+        shape = [_DIGITS if byte in _DIGITS else frozenset([byte]) for byte in self.template]
+        if self.kind == CLF:
+            shape[3:6] = [frozenset(letters) for letters in _MONTHS.T.tolist()]
+        zone = len(self.zone.encode())  # text: its digits are always the same ones
+        return (*shape[: len(shape) - zone], *(frozenset([byte]) for byte in self.zone.encode()))
 
 
 def layout_of(text: bytes) -> Layout | None:

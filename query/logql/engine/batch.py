@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from query.logql.engine.columns import Values, decode
 from tsdb.logs.frame import FieldKind, LogFrame, Texts, contains, gather
+from tsdb.logs.regex.match import match_frame, match_texts
 
 ERROR = "__error__"
 ERROR_DETAILS = "__error_details__"
@@ -107,6 +108,12 @@ class Batch:
         if self._lines is None:
             return self.frame.contains(needle)
         return contains(self._lines, needle)
+
+    def matches(self, pattern: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of some lines hold a match of a regex that RE2 accepts."""
+        if self._lines is None:
+            return match_frame(self.frame if len(rows) == len(self) else self.frame.take(rows), pattern)
+        return match_texts(self.lines_of(rows), pattern)
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> None:
         """Keep some rows only: a mask or ascending row numbers."""

@@ -161,18 +161,13 @@ def _term_mask(batch: Batch, op: FilterOp, term: LineTerm) -> NDArray[np.bool_]:
 
 
 def _regex_mask(batch: Batch, pattern: str) -> NDArray[np.bool_]:
-    """Which lines a regex matches; only those with the texts that every match has are given to RE2."""
-    needles = required_literals(pattern)
-    if not needles:
-        matched = pc.match_substring_regex(_strings(batch.lines()), pattern)
-        return np.asarray(matched.to_numpy(zero_copy_only=False), np.bool_)
+    """Which lines a regex matches; only those with the texts that every match has are looked at closer."""
     mask = np.ones(len(batch), np.bool_)
-    for needle in needles:
+    for needle in required_literals(pattern):
         mask &= batch.contains(needle.encode("utf-8", "surrogateescape"))
     rows = np.flatnonzero(mask)
     if len(rows):
-        matched = pc.match_substring_regex(_strings(batch.lines_of(rows)), pattern)
-        mask[rows] = matched.to_numpy(zero_copy_only=False)
+        mask[rows] = batch.matches(pattern, rows)
     return mask
 
 

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from tests.query.memory_storage import MemorySymbols
 from tsdb.frame import LabelTable
 from tsdb.logs.frame import Alike, Column, FieldKind, Format, IndexStats, LogFrame, RunCounts, Texts, contains
+from tsdb.logs.regex.automaton import Automaton
+from tsdb.logs.regex.walk import search_texts
 from tsdb.matchers import Matcher
 
 Entry = tuple[int, str | bytes] | tuple[int, str | bytes, dict[str, str]]
@@ -50,6 +52,10 @@ class _Source:
 
     def matches(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         return contains(self.lines(rows), needle)
+
+    def search(self, automaton: Automaton, rows: NDArray[np.int64]) -> NDArray[np.int8]:
+        data, offsets = self.lines(rows)
+        return search_texts(automaton, data, offsets[:-1], np.diff(offsets))
 
 
 def _column(table: list[dict[str, str]], name: str, rows: NDArray[np.int64]) -> Column | None:
