@@ -28,7 +28,7 @@ from query.limits import QueryLimits
 from tsdb.db import DEFAULT_TENANT
 from tsdb.limits import SeriesLimits, TimeLimits
 from tsdb.logs.buffer import BATCH_ROWS_MAX
-from tsdb.logs.store import LogLimits
+from tsdb.logs.settings import LogLimits
 from tsdb.tenant import FAILOVER_MS
 from tsdb.wal.log import QUEUE_BYTES_MAX, SEGMENT_BYTES, SyncMode
 

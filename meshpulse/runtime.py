@@ -48,7 +48,8 @@ from query.loki_endpoints import PREFIX as LOKI_PREFIX
 from tsdb.clock import Clock, SystemClock
 from tsdb.db import TSDB, StoreConfig, StoreStats, TenantConfig
 from tsdb.limits import SeriesLimits, TimeLimits
-from tsdb.logs.store import LogLimits, LogStore
+from tsdb.logs.settings import LogLimits
+from tsdb.logs.store import LogStore
 from tsdb.tally import Tally
 from tsdb.tenant import Metadata
 from tsdb.wal.log import LogStats

@@ -21,7 +21,9 @@ from tsdb.blockstore import FolderStore
 from tsdb.disk import DiskGuard
 from tsdb.errors import LimitError, MeshpulseError, Reason, RejectedError
 from tsdb.limits import SeriesLimits, TimeLimits
-from tsdb.logs.store import LOG_SHARD, LogLimits, LogStore
+from tsdb.logs.operations import LOG_SHARD
+from tsdb.logs.settings import LogLimits
+from tsdb.logs.store import LogStore
 from tsdb.reader import Reader
 from tsdb.replay import Replay
 from tsdb.shard import MIN_MS, HeadCut, Shard

@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,25 +21,24 @@ from numpy.typing import NDArray
 from tsdb.blockstore import BlockStore
 from tsdb.disk import DiskGuard
 from tsdb.errors import CorruptionError, LimitError, OverloadedError, Reason
-from tsdb.frame import LabelTable
 from tsdb.index.registry import SeriesRegistry
 from tsdb.labels import Labels
 from tsdb.limits import SeriesLimits
-from tsdb.logs.batch import LogBatch, decode_rows, encode_batch
+from tsdb.logs.batch import LogBatch, decode_rows
 from tsdb.logs.buffer import BATCH_BYTES_MAX, BATCH_ROWS_MAX, LINE_BYTES_FULL, ROWS_FULL, Buffer
 from tsdb.logs.deletions import DELETIONS_MAX, Deletion, Eraser, decode_deletion, encode_cancel, encode_deletion
-from tsdb.logs.frame import Alike, IndexStats, LogFrame, RunCounts, gather
+from tsdb.logs.frame import gather
+from tsdb.logs.operations import LOG_SHARD, AppendOperation, DeleteOperation, Step
 from tsdb.logs.part import Part, Rows, write_part
+from tsdb.logs.reads import LogReads
 from tsdb.logs.rows import join_texts
 from tsdb.logs.select import Selection, View, part_without
+from tsdb.logs.settings import Follower, LogLimits, LogStoreStats
 from tsdb.manifest import ManifestStore
 from tsdb.matchers import Matcher, MatchOp
 from tsdb.wal.framing import Record
 from tsdb.wal.log import LocalLog
 from tsdb.wal.records import Kind, decode_series, encode_series
-
-LOG_SHARD = 0x8000
-"""Shard number of a tenant's logs in the write-ahead log; metrics have the numbers below."""
 
 SEALED_MAX = 2
 """Full buffers that may wait to become parts; further pushes wait, then are told to come again."""
@@ -51,114 +49,6 @@ MIN_MS = MIN_NS = -(1 << 63)
 MAX_NS = (1 << 63) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class LogLimits:
-    """What a tenant's logs may be."""
-
-    streams_max: int = 500_000  # about 300 MB of labels and postings; fields belong into the line, not into labels
-    idle_flush_s: float = 1800.0  # a buffer older than this becomes a part, so that it does not hold the log
-    retention_ms: int = 15 * 24 * 3_600_000  # behind the tenant's newest entry; 0 = for ever
-    cancel_s: float = 24 * 3600.0  # a deletion may be taken back for so long, then its rows leave the disk; as Loki's
-
-
-@dataclass(frozen=True, slots=True)
-class LogStoreStats:
-    """Counters of one tenant's logs."""
-
-    streams: int
-    entries_appended: int
-    repeated: int
-    buffered_entries: int
-    buffered_bytes: int
-    parts: int
-    part_bytes: int
-    part_entries: int
-    flushes: int
-    compactions: int
-
-
-class Follower(Protocol):
-    """Sees every entry that a store takes in, once: what was there already does not come again, nor does a replay."""
-
-    def take(self, buffer: Buffer, first: int, last: int) -> None:
-        """Rows of a buffer that are new (committer thread: be quick, never raise). They stay readable."""
-        ...
-
-    def wait(self, seconds: float) -> bool:
-        """Wait until there is room for more; False = there is none, the sender must come again."""
-        ...
-
-
-class _AppendOperation:
-    """A batch on its way through the log."""
-
-    __slots__ = ("_batch", "_bodies", "_max_ms", "_store")
-
-    def __init__(self, store: LogStore, batch: LogBatch) -> None:
-        self._store = store
-        self._batch = batch
-        self._bodies = encode_batch(batch)
-        self._max_ms = int(batch.ts_ns.max()) // 1_000_000
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the records."""
-        return sum(map(len, self._bodies))
-
-    def records(self, segment: int) -> list[Record]:
-        """Streams that the segment does not define yet, then the rows."""
-        out = self._store.stream_records(self._batch.refs, segment)
-        out += [Record(Kind.LOG_ROWS, self._store.name, LOG_SHARD, body, self._max_ms) for body in self._bodies]
-        return out
-
-    def apply(self, position: int) -> int:
-        """Append; the number of entries that were new."""
-        self._bodies.clear()
-        return self._store.apply(self._batch, position)
-
-
-class _DeleteOperation:
-    """A request to delete rows, or its withdrawal, on its way through the log."""
-
-    __slots__ = ("_apply", "_body", "_created_ms", "_name")
-
-    def __init__(self, name: str, body: bytes, created_ms: int, apply: Callable[[int], None]) -> None:
-        self._name = name
-        self._body = body
-        self._created_ms = created_ms
-        self._apply = apply
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the record."""
-        return len(self._body)
-
-    def records(self, segment: int) -> list[Record]:  # noqa: ARG002
-        """The record."""
-        return [Record(Kind.LOG_DELETE, self._name, LOG_SHARD, self._body, self._created_ms)]
-
-    def apply(self, position: int) -> None:
-        """In force."""
-        self._apply(position)
-
-
-class _Step:
-    """Something that has to run between two writes."""
-
-    n_bytes = 0
-
-    def __init__(self, step: Callable[[], None]) -> None:
-        self._step = step
-
-    def records(self, segment: int) -> list[Record]:  # noqa: ARG002
-        """Nothing to log."""
-        return []
-
-    def apply(self, position: int) -> None:  # noqa: ARG002
-        """Run it."""
-        self._step()
-
-
 class _Replaying:
     """Numbers of the streams in the segment that is being replayed."""
 
@@ -167,8 +57,8 @@ class _Replaying:
         self.refs: dict[int, int] = {}
 
 
-class LogStore:
-    """All log streams of one tenant. Implements ``tsdb.logs.frame.LogReader``.
+class LogStore(LogReads):
+    """All log streams of one tenant.
 
     Parameters
     ----------
@@ -276,7 +166,7 @@ class LogStore:
                     raise OverloadedError("log buffers wait to be written to disk")
         if self.follower and not self.follower.wait(WAIT_S):
             raise OverloadedError("log entries wait to be counted")
-        return self._log.submit(_AppendOperation(self, batch))
+        return self._log.submit(AppendOperation(self, batch))
 
     def stream_records(self, refs: NDArray[np.uint32], segment: int) -> list[Record]:
         """The STREAM record of those streams that a log segment does not define yet, if any (committer thread)."""
@@ -324,12 +214,12 @@ class LogStore:
         self._disk.check()
         body = encode_deletion(deletion)
         apply = partial(self._begin_deletion, deletion)
-        return self._log.submit(_DeleteOperation(self.name, body, deletion.created_ms, apply))
+        return self._log.submit(DeleteOperation(self.name, body, deletion.created_ms, apply))
 
     def cancel(self, request_id: str, now_ms: int) -> Future[None]:
         """Take a request back that was not carried out; the future is as that of :meth:`delete`."""
         apply = partial(self._end_deletion, request_id)
-        return self._log.submit(_DeleteOperation(self.name, encode_cancel(request_id), now_ms, apply))
+        return self._log.submit(DeleteOperation(self.name, encode_cancel(request_id), now_ms, apply))
 
     def _begin_deletion(self, deletion: Deletion, position: int) -> None:
         """A request is in force: rows from here on are none of its business (committer thread, or the replay)."""
@@ -455,7 +345,7 @@ class LogStore:
 
     def _flush_all(self) -> None:
         if self._view.buffers[-1].count:
-            self._log.submit(_Step(self._seal)).result()
+            self._log.submit(Step(self._seal)).result()
         while len(self._view.buffers) > 1:
             self._flush_oldest()
 
@@ -554,74 +444,6 @@ class LogStore:
     def _selection(self, matchers: Sequence[Matcher], start_ns: int, end_ns: int) -> Selection:
         deletions = self._deletions  # before the view: what is newer than a request must not be held against it
         return Selection(self._view, self.registry, deletions, matchers, start_ns, end_ns)
-
-    def select(
-        self,
-        matchers: Sequence[Matcher],
-        start_ns: int,
-        end_ns: int,
-        *,
-        needles: Sequence[bytes] = (),
-        backward: bool = True,
-        ordered: bool = True,
-    ) -> Iterator[LogFrame]:
-        """Entries with ``start_ns <= ts_ns < end_ns`` in frames, newest (oldest) first: see ``LogReader.select``.
-
-        Raises
-        ------
-        CorruptionError        a damaged group; what was yielded before is good
-        """
-        selection = self._selection(matchers, start_ns, end_ns)
-        return selection.frames(needles=needles, backward=backward, ordered=ordered)
-
-    def condensed(
-        self, matchers: Sequence[Matcher], start_ns: int, end_ns: int, alike: Alike
-    ) -> tuple[RunCounts, Iterator[LogFrame]]:
-        """Runs that need not be read, and frames of the other entries: see ``LogReader.condensed``.
-
-        Raises
-        ------
-        CorruptionError        as :meth:`select`
-        """
-        return self._selection(matchers, start_ns, end_ns).condensed(alike)
-
-    def _counts(
-        self, matchers: Sequence[Matcher], start_ns: int, end_ns: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-        """(entries, raw bytes) by stream number, and groups of rows, from the index only."""
-        return self._selection(matchers, start_ns, end_ns).counts()
-
-    def _refs_in_range(self, selectors: Sequence[Sequence[Matcher]], start_ns: int, end_ns: int) -> NDArray[np.uint32]:
-        hit = np.zeros(len(self.registry), np.bool_)
-        for selector in selectors or [()]:
-            entries, _, _ = self._counts(selector, start_ns, end_ns)
-            hit[: len(entries)] |= entries[: len(hit)] > 0
-        return np.flatnonzero(hit).astype(np.uint32)
-
-    def streams(self, selectors: Sequence[Sequence[Matcher]], start_ns: int, end_ns: int) -> LabelTable:
-        """Labels of the streams of any selector (none = all) that may have entries in the range."""
-        return self.registry.label_table(self._refs_in_range(selectors, start_ns, end_ns))
-
-    def label_names(self, selectors: Sequence[Sequence[Matcher]], start_ns: int, end_ns: int) -> list[str]:
-        """Sorted label names of those streams."""
-        return self.registry.label_names(self._refs_in_range(selectors, start_ns, end_ns))
-
-    def label_values(self, name: str, selectors: Sequence[Sequence[Matcher]], start_ns: int, end_ns: int) -> list[str]:
-        """Sorted values of one label of those streams."""
-        return self.registry.label_values(name, self._refs_in_range(selectors, start_ns, end_ns))
-
-    def stats(self, matchers: Sequence[Matcher], start_ns: int, end_ns: int) -> IndexStats:
-        """What a selector covers, from the index only."""
-        entries, size, chunks = self._counts(matchers, start_ns, end_ns)
-        return IndexStats(int(np.count_nonzero(entries)), chunks, int(size.sum()), int(entries.sum()))
-
-    def volume(
-        self, matchers: Sequence[Matcher], start_ns: int, end_ns: int
-    ) -> tuple[LabelTable, NDArray[np.int64], NDArray[np.int64]]:
-        """(labels, entries, raw bytes) of each stream, from the index only."""
-        entries, size, _ = self._counts(matchers, start_ns, end_ns)
-        refs = np.flatnonzero(entries).astype(np.uint32)
-        return self.registry.label_table(refs), entries[refs], size[refs]
 
     def store_stats(self) -> LogStoreStats:
         """Counters."""

@@ -19,7 +19,8 @@ from tsdb.logs import batch as batch_module
 from tsdb.logs import part as part_module
 from tsdb.logs.batch import LogBatch, decode_rows, encode_batch, encode_rows
 from tsdb.logs.frame import Texts
-from tsdb.logs.store import LogLimits, LogStore
+from tsdb.logs.settings import LogLimits
+from tsdb.logs.store import LogStore
 from tsdb.matchers import Matcher, MatchOp
 
 END = 1 << 62
