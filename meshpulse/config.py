@@ -24,6 +24,7 @@ from meshpulse.config_types import Duration, Secret, Section, Size, Text, millis
 from meshpulse.edge import EdgeLimits
 from meshpulse.nginx_config import NginxConfig
 from meshpulse.scrape_config import ScrapeConfig
+from meshpulse.syslog_config import SyslogConfig, open_to_all
 from query.limits import QueryLimits
 from tsdb.db import DEFAULT_TENANT
 from tsdb.limits import SeriesLimits, TimeLimits
@@ -384,8 +385,21 @@ class Config(Section):
     query: QueryConfig = QueryConfig()
     health: HealthConfig = HealthConfig()
     nginx: NginxConfig = NginxConfig()
+    syslog: SyslogConfig = SyslogConfig()
     log: LogConfig = LogConfig()
     scrape_configs: list[ScrapeConfig] = []
+
+    @model_validator(mode="after")
+    def _syslog(self) -> Config:
+        for i, entry in enumerate(self.syslog.listeners):
+            if entry.protocol == "tls" and not self.server.tls_cert_file:
+                raise ValueError(f"syslog.listeners.{i}: tls needs server.tls_cert_file and server.tls_key_file")
+            if not self.server.insecure and open_to_all(entry, asks_certificates=bool(self.server.tls_client_ca_file)):
+                raise ValueError(
+                    f"syslog.listeners.{i}: everybody who reaches {entry.listen} could write log lines: name the "
+                    "networks of senders in allow, or use tls with server.tls_client_ca_file, or a loopback address"
+                )
+        return self
 
     @model_validator(mode="after")
     def _jobs(self) -> Config:

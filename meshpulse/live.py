@@ -26,6 +26,7 @@ AT_ONCE = (
     "query.lookback_delta",
     "query.timeout",
     "query.default_step",
+    "syslog.listeners",
     "health.policies",
     "health.topology",
 )

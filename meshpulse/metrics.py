@@ -23,6 +23,7 @@ from tsdb.wal.log import SYNC_BUCKETS_S
 if TYPE_CHECKING:
     from health.adapters.centraldogma import CentralDogma
     from ingest.scraping.scraper import Scraper
+    from ingest.syslog.receiver import SyslogReceiver
     from meshpulse.health import HealthParts
     from meshpulse.nginx import NginxParts
     from meshpulse.runtime import Runtime
@@ -86,6 +87,8 @@ class _Ours(Collector):
             yield from self._health(runtime.parts.health)
         if runtime.parts.nginx:
             yield from self._nginx(runtime.parts.nginx)
+        if runtime.parts.syslog.receiver:
+            yield from self._syslog(runtime.parts.syslog.receiver)
         parts = runtime.parts
         yield self._responses(
             parts.push_api.stats.responses
@@ -185,6 +188,17 @@ class _Ours(Collector):
         yield _counter("nginx_busy", "Rounds put off because the store was busy", stats.busy)
         yield _counter("nginx_rotations", "Files whose path came to lead elsewhere", stats.rotations)
         yield _counter("nginx_truncations", "Files that were truncated", stats.truncations)
+
+    def _syslog(self, receiver: SyslogReceiver) -> Iterator[Metric]:
+        stats = receiver.stats
+        yield _counter("syslog_messages", "Messages of syslog that were stored", stats.messages)
+        yield _counter("syslog_bytes", "Bytes of these, as they were sent", stats.bytes)
+        yield _counter("syslog_unparsed", "Messages without a priority, whose whole is the line", receiver.unparsed)
+        yield _counter("syslog_busy", "Waits because the store was busy", stats.busy)
+        yield _counter("syslog_failures", "Batches that were lost by an error of ours", stats.failures)
+        yield _counter("syslog_broken_connections", "Connections that ended by an error", stats.broken)
+        yield _gauge("syslog_connections", "Open connections of syslog", receiver.connections)
+        yield _gauge("syslog_queued_bytes", "Bytes of messages that wait to be stored", stats.queued_bytes)
 
     def _central_dogma(self, dogma: CentralDogma) -> Iterator[Metric]:
         operations = CounterMetricFamily(

@@ -101,6 +101,8 @@ class Reloader:
             changed.remove("health.topology")
             waiting.append("health.topology")
         await asyncio.to_thread(scrape_jobs, new)  # what cannot be used is refused before anything is changed
+        if "syslog.listeners" in changed:  # first, since it may fail: then nothing has changed
+            await asyncio.to_thread(self._runtime.parts.syslog.apply, new)
         # secrets in files change without the configuration
         if self._guard.replace(tokens) and "auth.tokens" not in changed:
             changed.append("auth.tokens")

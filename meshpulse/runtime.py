@@ -36,6 +36,7 @@ from meshpulse.query_log import QueryLog
 from meshpulse.scraping import Scraping
 from meshpulse.startup import Phase, Progress
 from meshpulse.status import Status
+from meshpulse.syslog import Syslog
 from meshpulse.warm import warm
 from query.api import QueryApi
 from query.endpoints import PREFIX, Providers
@@ -173,6 +174,7 @@ class Parts:
     scraping: Scraping
     health: HealthParts | None
     nginx: NginxParts | None
+    syslog: Syslog
     executors: tuple[ThreadPoolExecutor, ...]
 
 
@@ -267,9 +269,12 @@ class Runtime:
             admin_api=AdminApi(db, enabled=self.config.server.admin_api),
             scraping=scraping,
             health=build_health(self.config, db, engine, self._clock),
+            syslog=Syslog(lambda name: db.tenant(name, create=True).logs, log_receiver, self.tally),
             nginx=build_nginx(self.config, db, log_receiver, self._clock, self.tally),
             executors=(parse_threads, query_threads, scrape_threads, log_threads),
         )
+
+        self.parts.syslog.apply(self.config)
 
     def _push_api(self, db: TSDB, writer: SampleWriter, otlp: OtlpReceiver, executor: Executor) -> PushApi:
         limits = write_limits(self.config)
@@ -351,6 +356,7 @@ class Runtime:
             await self.parts.health.close(self.config.server.drain.total_seconds())
         if self.parts:
             await self.parts.scraping.close()
+            await asyncio.to_thread(self.parts.syslog.close)
         if self.parts and self.parts.nginx:
             await asyncio.to_thread(self.parts.nginx.close)
 

@@ -76,6 +76,8 @@ class Reason(StrEnum):
     SCRAPE_LIMIT = "scrape_limit"
     # followed files
     FILE_UNREADABLE = "file_unreadable"
+    # datagrams
+    RECEIVE_BUFFER = "receive_buffer_full"
 
 
 class MeshpulseError(Exception):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-import numpy as np
 import orjson
 
 from ingest.logs.labels import parse_labels
-from ingest.logs.spans import LEAD_BYTES, Spans
+from ingest.logs.spans import Entry as SpanEntry
+from ingest.logs.spans import Spans, spans_of
 from tsdb.errors import Reason, RejectedError
-from tsdb.logs.frame import PAD_BYTES
 
 Entry = tuple[int, str, Mapping[str, str]]
 LabelPairs = list[tuple[str, str]]
@@ -36,7 +35,7 @@ def read_json(body: bytes, *, legacy: bool) -> tuple[list[LabelPairs], Spans]:
         raise RejectedError(Reason.MALFORMED, f"invalid JSON: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise RejectedError(Reason.MALFORMED, f"invalid push: {error}") from None
-    return [labels for labels, _ in streams], _spans_of([entries for _, entries in streams])
+    return [labels for labels, _ in streams], spans_of(_flat([entries for _, entries in streams]))
 
 
 def _streams(parsed: Any, *, legacy: bool) -> list[tuple[LabelPairs, list[Entry]]]:
@@ -80,35 +79,11 @@ def _int64(text: str) -> int:
     return value
 
 
-def _spans_of(streams: list[list[Entry]]) -> Spans:
-    texts: list[bytes] = [bytes(LEAD_BYTES)]
-    entry_streams: list[int] = []
-    stamps: list[int] = []
-    places: list[int] = []
-    first_pairs = [0]
-    pairs: list[int] = []  # numbers of texts
-    encode: Callable[[str], bytes] = lambda text: text.encode("utf-8", "replace")  # noqa: E731
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
+
+
+def _flat(streams: list[list[Entry]]) -> Iterator[SpanEntry]:
     for number, entries in enumerate(streams):
         for stamp, line, metadata in entries:
-            entry_streams.append(number)
-            stamps.append(stamp)
-            places.append(len(texts))
-            texts.append(encode(line))
-            for name, value in metadata.items():
-                pairs += [len(texts), len(texts) + 1]
-                texts += [encode(name), encode(value)]
-            first_pairs.append(len(pairs) // 2)
-    ends = np.cumsum([len(text) for text in texts])
-    starts = np.concatenate([[0], ends[:-1]])
-    lines = np.array(places, np.int64)
-    named = np.array(pairs, np.int64).reshape(-1, 2)
-    bounds = np.stack([starts[named[:, 0]], ends[named[:, 0]], starts[named[:, 1]], ends[named[:, 1]]], axis=1)
-    return Spans(
-        np.frombuffer(b"".join(texts) + bytes(PAD_BYTES), np.uint8),
-        np.array(entry_streams, np.int32),
-        np.array(stamps, np.int64),
-        starts[lines],
-        (ends - starts)[lines],
-        np.array(first_pairs, np.int64),
-        np.ascontiguousarray(bounds, np.int64),
-    )
+            yield number, stamp, _encode(line), [(_encode(name), _encode(value)) for name, value in metadata.items()]

@@ -180,7 +180,7 @@ class PushReceiver:
         if len(body) > self.limits.decoded_bytes_max:
             raise LimitError(Reason.BODY_TOO_LARGE, too_large(len(body), self.limits.decoded_bytes_max))
         streams, spans = read_json(body, legacy=legacy)
-        return self._read(store, tenant, streams, spans)
+        return self.labelled(store, tenant, streams, spans)
 
     def otlp(self, store: Streams, tenant: str, body: bytes) -> Received:
         """An ExportLogsServiceRequest in protobuf.
@@ -192,12 +192,17 @@ class PushReceiver:
         if len(body) > self.limits.decoded_bytes_max:
             raise LimitError(Reason.BODY_TOO_LARGE, too_large(len(body), self.limits.decoded_bytes_max))
         streams, spans = self._otlp.read(body, self._clock.now_ms() * 1_000_000)
-        return self._read(store, tenant, streams, spans)
+        return self.labelled(store, tenant, streams, spans)
 
-    def _read(
+    def labelled(
         self, store: Streams, tenant: str, streams: Sequence[Sequence[tuple[str, str]]], spans: Spans
     ) -> Received:
-        """Resolve the streams of a push whose labels are spelled out."""
+        """Entries of streams whose labels are spelled out.
+
+        Raises
+        ------
+        RejectedError, UnavailableError        nothing was kept
+        """
         self._check_entries(len(spans.ts_ns))
         refusals = Refusals()
         refs = np.full(len(streams), UNKNOWN_STREAM, np.int64)

@@ -75,5 +75,5 @@ def test_keys_that_change_at_once_are_documented() -> None:
 
 
 def test_keys_that_change_at_once_exist() -> None:
-    known = set(keys(Config)) | {"scrape_configs", "auth.tokens"}
+    known = set(keys(Config)) | {"scrape_configs", "auth.tokens", "syslog.listeners"}
     assert all(any(f"{key}.".startswith(f"{one}.") for key in known) for one in AT_ONCE)
