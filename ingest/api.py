@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from email.message import Message as MimeMessage
 from queue import SimpleQueue
@@ -85,7 +86,14 @@ class Outcome(NamedTuple):
 
 
 class Endpoint(Protocol):
-    """What one push protocol adds to the common way of a request."""
+    """What one push protocol adds to the common way of a request.
+
+    Attributes
+    ----------
+    is_short : whether its bodies are parsed by kernels alone, within milliseconds
+    """
+
+    is_short: bool
 
     def plan(self, request: PushRequest) -> Receiver:
         """How to read the body; raises :class:`RejectedError` when type, encoding or parameters are wrong."""
@@ -98,6 +106,27 @@ class Endpoint(Protocol):
     def rejected(self, request: PushRequest, error: RejectedError, /) -> Answer:
         """The answer to a request of which nothing was kept."""
         ...
+
+
+@dataclass(slots=True)
+class Push:
+    """One request on its way through :class:`PushApi`, in steps.
+
+    Attributes
+    ----------
+    length : bytes of the body
+    answer : when it is refused already
+    is_inside : counted among those on their way
+    """
+
+    endpoint: Endpoint
+    path: str
+    request: PushRequest
+    length: int
+    receiver: Receiver | None = None
+    reception: Reception | None = None
+    answer: Answer | None = None
+    is_inside: bool = False
 
 
 @dataclass(slots=True)
@@ -184,33 +213,85 @@ class PushApi:
         ------
         DisconnectedError        the sender went away; nothing was kept
         """
-        endpoint = self._endpoints[path]
+        push = self.admit(path, request, length)
+        if push.answer is None:
+            try:
+                with self._tenants.gatherer():
+                    self.parse(push, read())
+            except DisconnectedError:
+                self.give_up(push)
+                raise
+        return self.finish(push)
+
+    # -- the same in steps, for a thread that serves many: admit, parse inside of gathering, finish or give up
+
+    def is_short(self, path: str) -> bool:
+        """Whether requests are parsed by kernels alone, so that others may wait for one."""
+        return self._endpoints[path].is_short
+
+    def admit(self, path: str, request: PushRequest, length: int) -> Push:
+        """Begin a request whose body, of ``length`` bytes, is still to be read; with an answer when it is refused."""
+        push = Push(self._endpoints[path], path, request, length)
         try:
-            receiver = endpoint.plan(request)
+            push.receiver = push.endpoint.plan(request)
             self._check_size(length)
             with self._lock:
                 self._check_inflight(length)
                 self._enter()
                 self._inflight_bytes += length
-            try:
-                with self._tenants.gatherer():
-                    body = read()
-                    reception = self._parse(receiver, request.tenant, body)
-                result = self._tenants.result(reception.future) if reception.future else None
-            finally:
-                with self._lock:
-                    self._requests -= 1
-                    self._inflight_bytes -= length
-            accepted = self._count(body, result)
-            answer = endpoint.done(request, Outcome(accepted, reception.exemplars_written, reception.refused(result)))
-        except DisconnectedError:
-            self._tally.add(Reason.TRUNCATED)
-            raise
+            push.is_inside = True
         except Exception as error:  # noqa: BLE001 - told to the sender, and logged when it is ours
-            answer = self._refusal(endpoint, request, error)
+            push.answer = self._refusal(push.endpoint, request, error)
+        return push
+
+    def gathering(self) -> AbstractContextManager[None]:
+        """Requests that are parsed inside share one sync."""
+        return self._tenants.gatherer()
+
+    def parse(self, push: Push, body: bytes) -> None:
+        """Read the body and hand it to the store, unless the request is refused."""
+        if push.answer is not None:
+            return
+        assert push.receiver is not None
+        try:
+            push.reception = self._parse(push.receiver, push.request.tenant, body)
+        except Exception as error:  # noqa: BLE001 - told to the sender, and logged when it is ours
+            push.answer = self._refusal(push.endpoint, push.request, error)
+
+    def finish(self, push: Push) -> Answer:
+        """The answer, when the log has decided; outside of :meth:`gathering`."""
+        endpoint, request, reception = push.endpoint, push.request, push.reception
+        accepted = 0
+        answer = push.answer
+        if answer is None:
+            assert reception is not None
+            try:
+                result = self._tenants.result(reception.future) if reception.future else None
+                accepted = result.accepted if result else 0
+                refused = reception.refused(result)
+                answer = endpoint.done(request, Outcome(accepted, reception.exemplars_written, refused))
+            except Exception as error:  # noqa: BLE001 - told to the sender, and logged when it is ours
+                answer = self._refusal(endpoint, request, error)
         with self._lock:
-            self.stats.responses[path, answer.status] += 1
+            self._leave(push)
+            if reception is not None:
+                self.stats.body_bytes += push.length
+                self.stats.samples_accepted += accepted
+            self.stats.responses[push.path, answer.status] += 1
         return answer
+
+    def give_up(self, push: Push) -> None:
+        """End a request whose sender went away."""
+        with self._lock:
+            self._leave(push)
+        self._tally.add(Reason.TRUNCATED)
+
+    def _leave(self, push: Push) -> None:
+        """The lock is held."""
+        if push.is_inside:
+            push.is_inside = False
+            self._requests -= 1
+            self._inflight_bytes -= push.length
 
     def _refusal(self, endpoint: Endpoint, request: PushRequest, error: Exception) -> Answer:
         """The answer to a request that failed as a whole."""
@@ -399,6 +480,8 @@ class RemoteWriteEndpoint:
     v1, v2 : read the bodies of each version
     """
 
+    is_short = True
+
     def __init__(self, v1: Receiver, v2: Receiver) -> None:
         self._receivers = {V1_MESSAGE: v1, V2_MESSAGE: v2}
 
@@ -440,6 +523,8 @@ class TextImportEndpoint:
     ----------
     importer : reads the bodies
     """
+
+    is_short = False
 
     def __init__(self, importer: TextImporter) -> None:
         self._importer = importer
@@ -485,6 +570,8 @@ class OtlpEndpoint:
     ----------
     receiver : reads the bodies
     """
+
+    is_short = False
 
     def __init__(self, receiver: OtlpReceiver) -> None:
         self._receiver = receiver

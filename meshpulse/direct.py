@@ -25,6 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from ingest.api import Answer, DisconnectedError, PushRequest, push_request
 from meshpulse.asgi import Scope
 from meshpulse.edge import BODY_TIMEOUT, IDLE_S, response_of
+from meshpulse.rounds import Rounds, Steps
 
 HEAD_BYTES_MAX = 8192
 HEADS_MAX = 256
@@ -43,6 +44,7 @@ class Target(NamedTuple):
     path: str
     serve: Callable[[str, PushRequest, int, Callable[[], bytes]], Answer]
     refuses: Callable[[Scope], object]  # not None: the request is not let through
+    rounds: Steps | None = None  # serves it in steps, together with others (:mod:`meshpulse.rounds`)
 
 
 class Head(NamedTuple):
@@ -197,6 +199,7 @@ class DirectConnection:
         self._is_ending = False
         self._is_late = False
         self._body: _Body | None = None
+        self._since: float | None = None  # a body is waited for, without a thread of its own
 
     def serve(self, data: bytes) -> tuple[bytes, bool]:
         """Serve requests, of which ``data`` is the begin of the first, until one is none of ours.
@@ -211,30 +214,74 @@ class DirectConnection:
                 head = self._heads.find(data)
                 if head is None or len(data) > head.size + head.length:
                     return data, False
-                with self._lock:
-                    self._is_busy = True
+                self.begin()
                 target = self._targets[head.path]
                 self._body = body = _Body(connection, data[head.size :], head.length)
                 answer = target.serve(target.path, head.request, head.length, body.read)
                 body.read()  # refused before it was read: the next request begins behind it
-                is_last = self._is_ending
-                connection.sendall(response(answer, self._default_headers(), is_last))
-                with self._lock:
-                    self._is_busy = False
-                if is_last or self._is_ending:
+                if self.answer(answer):
                     return b"", True
                 data = connection.recv(HEAD_BYTES_MAX)
                 if not data:
                     return b"", True
         except (OSError, DisconnectedError):  # reset, idle for too long, or a body that does not come
-            if self._is_late:
-                with contextlib.suppress(OSError):
-                    connection.sendall(response_of(BODY_TIMEOUT))
+            self.say_late()
             return b"", True
+
+    # -- the steps of it, for a thread that serves many
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._connection.fileno()
+
+    def find(self, data: bytes | memoryview) -> tuple[Head, Target] | None:
+        """The head at the begin of ``data`` and what serves it; None when it is for the event loop."""
+        head = self._heads.find(bytes(data[:HEAD_BYTES_MAX]))
+        return None if head is None else (head, self._targets[head.path])
+
+    def receive(self, buffer: memoryview) -> int:
+        """Read what is there; 0 at the end, ``BlockingIOError`` when there is nothing."""
+        return self._connection.recv_into(buffer, len(buffer), socket.MSG_DONTWAIT)
+
+    def begin(self) -> None:
+        """A request has begun: :meth:`end` lets it finish."""
+        with self._lock:
+            self._is_busy = True
+
+    def wait_for_body(self, is_waiting: bool) -> None:
+        """The rest of a body is, or is no longer, waited for."""
+        if not is_waiting:
+            self._since = None
+        elif self._since is None:
+            self._since = time.monotonic()
+
+    def answer(self, answer: Answer, flags: int = 0) -> bool:
+        """Answer the request; whether the connection is over.
+
+        Raises
+        ------
+        OSError        the sender went away, or, with ``MSG_DONTWAIT``, reads no answers
+        """
+        is_last = self._is_ending
+        data = response(answer, self._default_headers(), is_last)
+        if flags:
+            if self._connection.send(data, flags) < len(data):
+                raise BlockingIOError
+        else:
+            self._connection.sendall(data)
+        with self._lock:
+            self._is_busy = False
+        return is_last or self._is_ending
+
+    def say_late(self) -> None:
+        """Tell why, when the body did not come in time."""
+        if self._is_late:
+            with contextlib.suppress(OSError):
+                self._connection.send(response_of(BODY_TIMEOUT), socket.MSG_DONTWAIT)
 
     def end_late_body(self, before: float) -> bool:
         """Give up a body that is waited for since before a monotonic time; whether there is one; from any thread."""
-        since = self._body.since if self._body else None
+        since = self._body.since if self._body else self._since
         if since is None or since >= before or self._is_late:
             return False
         self._is_late = True
@@ -292,25 +339,29 @@ class Direct:
         self.targets: dict[str, Target] = {}
         self.heads = Heads(self.targets)
         self._threads = ThreadPoolExecutor(CONNECTIONS_MAX, "push")
+        self._rounds = Rounds()
         self._connections: set[DirectConnection] = set()  # the event loop's own
 
     def start(
         self, connection: DirectConnection, data: bytes, then: Callable[[bytes, bool], None], loop: AbstractEventLoop
     ) -> None:
-        """Serve a connection on a thread; ``then(bytes left, is over)`` follows on the event loop."""
+        """Serve a connection off the event loop, on which ``then(bytes left, is over)`` follows."""
         self._connections.add(connection)
 
         def back(rest: bytes, is_over: bool) -> None:
             self._connections.discard(connection)
             then(rest, is_over)
 
-        def serve() -> None:
-            rest, is_over = connection.serve(data)
+        def leave(rest: bytes, is_over: bool) -> None:
             connection.close()
             with contextlib.suppress(RuntimeError):  # the loop is gone: so is the connection
                 loop.call_soon_threadsafe(back, rest, is_over)
 
-        self._threads.submit(serve)
+        found = connection.find(data)
+        if found is not None and found[1].rounds is not None:
+            self._rounds.add(connection, data, leave)
+        else:
+            self._threads.submit(lambda: leave(*connection.serve(data)))
 
     @property
     def has_room(self) -> bool:
@@ -321,4 +372,5 @@ class Direct:
         """End what is still being served and wait for it; after the event loop's connections are closed."""
         for connection in self._connections:
             connection.abort()
+        self._rounds.close()
         self._threads.shutdown()

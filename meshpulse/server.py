@@ -235,7 +235,7 @@ async def _serve(
         assert runtime.parts is not None
         push_api = runtime.parts.push_api
         for path in push_api.paths:
-            target = Target(path, push_api.serve, guard.refuse)
+            target = Target(path, push_api.serve, guard.refuse, push_api if push_api.is_short(path) else None)
             direct.targets.update({path: target, config.server.route_prefix + path: target})
         runtime.start_loops()
         progress.enter(Phase.READY)

@@ -442,6 +442,26 @@ def test_a_request_served_on_the_calling_thread_is_answered_alike(server: Server
     assert (server.api._requests, server.api._inflight_bytes) == (0, 0)
 
 
+def test_requests_in_steps_are_counted_until_they_are_finished_or_given_up(server: Server) -> None:
+    api, path = server.api, "/api/v1/write"
+    plain = PushRequest(content_type="application/x-protobuf", encoding="snappy")
+    given_up, good, bad, refused = (
+        api.admit(path, PushRequest(content_type=kind, encoding="snappy"), len(ONE))
+        for kind in (*[plain.content_type] * 3, "text/plain")
+    )
+    assert (api._requests, api._inflight_bytes) == (3, 3 * len(ONE))
+    with api.gathering():
+        api.parse(good, ONE)
+        api.parse(bad, ONE[:-1])
+        api.parse(refused, ONE)
+    api.give_up(given_up)
+    assert [api.finish(push).status for push in (good, bad, refused)] == [204, 400, 415]
+    assert (api._requests, api._inflight_bytes) == (0, 0)
+    assert api.stats.responses == {(path, 204): 1, (path, 400): 1, (path, 415): 1}
+    assert api.stats.samples_accepted == 1
+    assert server.tally.snapshot()[Reason.TRUNCATED] == 1
+
+
 def test_a_length_is_refused_before_the_body_is_read() -> None:
     plain = PushRequest(content_type="application/x-protobuf", encoding="snappy")
     limited = Server(WriteLimits(body_bytes_max=100))

@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from ingest.api import Answer, PushRequest
+from ingest.api import Answer, Push, PushRequest
 from meshpulse.asgi import Receive, Scope, Send, answer
 from meshpulse.direct import Direct, Target
 from meshpulse.edge import Edge, EdgeLimits
@@ -33,10 +33,12 @@ UNREAD = 99_999
 class Served:
     """A server of echoes: each answer says where its request was served, of what length and by which sum."""
 
-    def __init__(self, limits: EdgeLimits | None = None) -> None:
+    def __init__(self, limits: EdgeLimits | None = None, in_rounds: bool = False) -> None:
         self.direct = Direct()
         self.edge = Edge(limits or EdgeLimits(), Tally())
-        self.direct.targets[PATH] = Target(PATH, self.push, lambda scope: scope if self.refuses(scope) else None)
+        self.steps = Steps(self.push)
+        refuses = lambda scope: scope if self.refuses(scope) else None  # noqa: E731
+        self.direct.targets[PATH] = Target(PATH, self.push, refuses, self.steps if in_rounds else None)
         self.go = threading.Event()
         self.go.set()
         self.reached = threading.Event()
@@ -106,6 +108,38 @@ class Served:
         self.thread.join(30)
         assert not self.thread.is_alive()
         self.direct.close()
+
+
+class Steps:
+    """The same pushes in the steps of :class:`ingest.api.PushApi`."""
+
+    def __init__(self, push: Callable[[str, PushRequest, int, Callable[[], bytes]], Answer]) -> None:
+        self._push = push
+        self.rounds: list[int] = []  # requests of each
+        self.given_up = 0
+
+    def admit(self, path: str, request: PushRequest, length: int) -> Push:
+        found = Push(None, path, request, length)  # type: ignore[arg-type]  # nobody asks for the endpoint
+        if length == UNREAD:
+            found.answer = self._push(path, request, length, lambda: b"")
+        return found
+
+    def gathering(self) -> contextlib.AbstractContextManager[None]:
+        self.rounds.append(0)
+        return contextlib.nullcontext()
+
+    def parse(self, push: Push, body: bytes) -> None:
+        self.rounds[-1] += 1
+        if push.answer is None:
+            push.answer = self._push(push.path, push.request, push.length, lambda: body)
+
+    def finish(self, push: Push) -> Answer:
+        assert push.answer is not None
+        return push.answer
+
+    def give_up(self, push: Push) -> None:
+        assert push.length
+        self.given_up += 1
 
 
 class Client:

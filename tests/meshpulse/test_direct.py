@@ -22,9 +22,9 @@ from tests.meshpulse.served import GET, PATH, UNREAD, Served, push
 from tsdb.tally import Tally
 
 
-@pytest.fixture
-def served() -> Iterator[Served]:
-    server = Served()
+@pytest.fixture(params=[False, True], ids=["threads", "rounds"])
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    server = Served(in_rounds=request.param)
     yield server
     server.go.set()
     server.stop()
