@@ -73,13 +73,15 @@ def build_nginx(config: Config, db: TSDB, receiver: PushReceiver, clock: Clock, 
         rules = [nginx_rule(entry) for entry in wanted.streams if entry.tenant == name]
         deriver = Deriver(tenant, tenant.logs, replace(settings, rules=rules), clock, tally)
         derivers[name] = tenant.logs.follower = deriver
-    if not wanted.files:
-        return NginxParts(derivers, None)
     countries = None
     if wanted.geoip_database is not None:
-        from ingest.nginx.geo import Countries
+        from ingest.nginx.geo import Countries, CountryTagger
 
         countries = Countries(wanted.geoip_database)
+        for name in {entry.tenant for entry in wanted.streams}:
+            receiver.taggers[name] = CountryTagger(derivers[name], countries)
+    if not wanted.files:
+        return NginxParts(derivers, None)
     sources = []
     for entry in wanted.files:
         source = nginx_source(entry)

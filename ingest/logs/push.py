@@ -56,6 +56,19 @@ class Streams(Protocol):
     def append(self, batch: LogBatch) -> Future[int]: ...
 
 
+class Tagger(Protocol):
+    """Adds structured metadata to entries."""
+
+    def tag(self, spans: Spans, rows: NDArray[np.int64], refs: NDArray[np.int64]) -> Spans:
+        """The same entries in the same order.
+
+        Parameters
+        ----------
+        rows, refs : (n,) the entries that will be stored, and the stream of each
+        """
+        ...
+
+
 class NoStreamsError(RejectedError):
     """A push without any stream: 422."""
 
@@ -98,10 +111,15 @@ class PushReceiver:
     ----------
     clock : says what is too old or ahead
     tally : counts of what was refused
+
+    Attributes
+    ----------
+    taggers : by tenant
     """
 
     def __init__(self, clock: Clock, tally: Tally, limits: PushLimits | None = None) -> None:
         self.limits = limits or PushLimits()
+        self.taggers: dict[str, Tagger] = {}
         self._clock = clock
         self._tally = tally
         self._local = threading.local()
@@ -261,6 +279,9 @@ class PushReceiver:
         self._tally.add_all(refusals.reasons)
         if not len(rows):
             return Received(0, 0, refusals, None)
+        tagger = self.taggers.get(tenant)
+        if tagger is not None:
+            spans = tagger.tag(spans, rows, entry_refs[rows])
         batch = self._batch(store, spans, rows, entry_refs[rows])
         return Received(len(rows), line_bytes, refusals, store.append(batch))
 

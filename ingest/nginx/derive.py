@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,6 +183,20 @@ class Deriver:
             self._known.fit(ref + 1)
             self._known.rule[ref] = rule
 
+    @property
+    def pushed(self) -> Sequence[Rule]:
+        """Rules of pushed streams, by their numbers."""
+        return self._settings.rules
+
+    def pushed_rules(self, refs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of ``pushed`` holds for each stream, -1 = none. On any thread."""
+        unique = np.unique(refs)
+        with self._streams_lock:
+            self._known.fit(int(unique[-1]) + 1)
+            self._find_rules(unique)
+            rules = self._known.rule[refs]
+        return np.where(rules < len(self._settings.rules), rules, -1)
+
     def start(self) -> None:
         """Begin to count."""
         self._tenant.put_metadata(METADATA)
@@ -256,12 +270,19 @@ class Deriver:
             new = refs[self._known.place[refs] == -1]
             if not len(new):
                 return
+            self._find_rules(new)
             labels = self._streams.registry.label_table(np.ascontiguousarray(new))
             for i, ref in enumerate(new.tolist()):
                 own = labels.labels(i)
-                if self._known.rule[ref] == -1:
-                    self._known.rule[ref] = self._rule_of(own)
                 self._known.place[ref] = self._place(own.get("site", ""), own.get("env", ""), own.get("host", ""))
+
+    def _find_rules(self, refs: NDArray[np.integer[Any]]) -> None:
+        """Rules of streams that are new to us; under the lock."""
+        new = np.ascontiguousarray(refs[self._known.rule[refs] == -1], np.uint32)
+        if len(new):
+            labels = self._streams.registry.label_table(new)
+            for i, ref in enumerate(new.tolist()):
+                self._known.rule[ref] = self._rule_of(labels.labels(i))
 
     def _rule_of(self, labels: Mapping[str, str]) -> int:
         for number, rule in enumerate(self._settings.rules):

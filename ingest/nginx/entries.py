@@ -117,7 +117,7 @@ def read_lines(
         columns = settings.format.read(texts, ("time", "site", "client", "country"))
         times, units = _times(columns, n)
         named = _sites(columns, n, site, by_line=settings.site_by_line)
-        found = _countries(columns, countries) if countries else None
+        found = countries_of(columns, countries) if countries else None
     times = _filled(times, last_ns)
     return Lines(texts, times + places % units, int(times[-1]) if n else last_ns, named, found, replaced)
 
@@ -167,7 +167,7 @@ def _sites(columns: Columns, n: int, site: str, *, by_line: bool) -> Words:
     return Words(np.where(words.codes < 0, len(texts), words.codes), [*texts, site])
 
 
-def _countries(columns: Columns, countries: Countries) -> Words | None:
+def countries_of(columns: Columns, countries: Countries) -> Words | None:
     """Countries of the lines whose own field for it is absent or empty."""
     client, own = columns.words("client"), columns.words("country")
     if client is None:

@@ -162,8 +162,6 @@ class Tailer:
         for file in self._files():
             file.close()
         self._current, self._moved = {}, []
-        if self._countries is not None:
-            self._countries.close()
 
     def _run(self) -> None:
         pause = 0.0

@@ -23,6 +23,7 @@ from tests.e2e.envoys import free_ports
 from tests.e2e.server import Server
 from tests.e2e.test_shippers import wait_for
 from tests.e2e.upstreams import Upstreams
+from tests.ingest.nginx.test_geo import write_database
 
 PATIENCE_S = 60.0
 LOCAL = "127.0.0.1"
@@ -37,6 +38,7 @@ class Served:
         self.authority = certificate(folder, "authority")
         self.pair = certificate(folder, "server", self.authority)
         self.context = ssl.create_default_context(cafile=str(self.authority[0]))
+        self.countries = write_database(folder / "country.mmdb", "JP", "127.0.0.0/8")
         self.server = Server(folder, self.config(), tls=self.context)
 
     def config(self, *more: Mapping[str, Any]) -> str:
@@ -61,6 +63,7 @@ class Served:
                         {"match": {"app": "nginx_access"}, "site_field": "server_name"},
                         {"match": {"app": "nginx_error"}, "log": "error"},
                     ],
+                    "geoip_database": str(self.countries),
                     "metrics": {"interval": "1s"},
                     "poll_interval": "200ms",
                 },
@@ -135,6 +138,10 @@ def test_nginx_is_counted_as_from_its_files(served: Served) -> None:
     assert names == set(COUNTERS)
     found = wait_for(server, '{app="nginx_access"} | json | status = "502"', 40)
     assert {labels["server_name"] for _, labels in found} == {"bad.example"}
+    query = 'sum by (job) (count_over_time({log="access"} | geoip_country="JP" [1h]))'
+    query += ' or sum by (job) (count_over_time({app="nginx_access"} | geoip_country="JP" [1h]))'
+    rows = server.get("/loki/api/v1/query", query=query).json()["data"]["result"]
+    assert {row["metric"]["job"]: row["value"][1] for row in rows} == {"nginx": "100", "udp": "100"}
     errors = wait_for(server, '{app="nginx_error"} |= "Connection refused"', 40)
     assert {(labels["severity"], labels["detected_level"]) for _, labels in errors} == {("err", "error")}
 
