@@ -10,7 +10,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from tsdb.errors import CorruptionError
-from tsdb.kernels.log_columns import PLAIN, put_planes, reduce_ints, take_planes
+from tsdb.kernels.log_columns import DELTA, PLAIN, put_planes, reduce_ints, take_planes
 from tsdb.logs.frame import PAD_BYTES, Texts
 
 LEVEL = 3
@@ -125,4 +125,18 @@ class BlobReader:
             raise CorruptionError(self._name, place[0], "a column of numbers has the wrong length")
         out = np.empty(n, np.int64)
         take_planes(planes, width, others, how, base, out)
+        return out
+
+    def some_ints(
+        self, entry: Any, n: int, rows: NDArray[np.int64], others: NDArray[np.int64] = NO_INTS
+    ) -> NDArray[np.int64] | None:
+        """As :meth:`ints`, of some rows, also in ``others``; None where each number needs the one before it."""
+        how, base, width, place = entry
+        if how == DELTA:
+            return None
+        planes = self.get(place, 0)
+        if place[2] != width * n or not 0 <= width <= 8:
+            raise CorruptionError(self._name, place[0], "a column of numbers has the wrong length")
+        out = np.empty(len(rows), np.int64)
+        take_planes(np.ascontiguousarray(planes.reshape(width, n)[:, rows]).reshape(-1), width, others, how, base, out)
         return out

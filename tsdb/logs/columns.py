@@ -52,6 +52,9 @@ IP_RUN = 3
 NUMBERS_DISTINCT_MIN = 64
 """Fewer distinct numbers are a dictionary."""
 
+FEW = 16
+"""A read of fewer rows than one in so many takes just their numbers out of a column."""
+
 _NO_TEXTS = Texts.of([])
 
 TS = -1
@@ -357,10 +360,18 @@ class StoredColumn:
     n : rows
     others : the columns before it, of the same pattern, by number
     ts_ns : gives the time of the rows
+    dictionaries, number : where the decoded dictionary is kept between two reads, and under what number
     """
 
     def __init__(
-        self, entry: dict[str, Any], n: int, blobs: BlobReader, others: Callable[[int], StoredColumn], ts_ns: Any
+        self,
+        entry: dict[str, Any],
+        n: int,
+        blobs: BlobReader,
+        others: Callable[[int], StoredColumn],
+        ts_ns: Any,
+        dictionaries: dict[int, Texts] | None = None,
+        number: int = 0,
     ) -> None:
         self._entry = entry
         self._n = n
@@ -370,7 +381,9 @@ class StoredColumn:
         self._ints: NDArray[np.int64] | None = None
         self._codes: NDArray[np.uint8] | None = None
         self._first_int: NDArray[np.int64] = NO_INTS
-        self._kept: Texts | None = None
+        self._dictionaries = {} if dictionaries is None else dictionaries
+        self._number = number
+        self._kept: Texts | None = self._dictionaries.get(number)
         self._odd: tuple[NDArray[np.int64], Texts] | None = None
         self.type: str = entry["t"]
         self.escaped = bool(entry.get("e"))
@@ -396,6 +409,23 @@ class StoredColumn:
             self._ints = self._blobs.ints(self._entry["p"], self._n, others)
         return self._ints
 
+    def ints_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The numbers of some rows; of few rows without decoding the others."""
+        if self._ints is None and len(rows) * FEW < self._n:
+            others = NO_INTS
+            if "o" in self._entry:
+                other = self._entry["o"]
+                scale = self._entry["s"]
+                others = (
+                    self._ts_ns()[rows] // 10 ** (SCALE_MAX - scale)
+                    if other == TS
+                    else self._others(other).ints_of(rows)
+                )
+            some = self._blobs.some_ints(self._entry["p"], self._n, rows, others)
+            if some is not None:
+                return some
+        return self.ints()[rows]
+
     def _bytes(self) -> NDArray[np.uint8]:
         """The codes of a ``dict`` or ``skel`` column."""
         if self._codes is None:
@@ -416,6 +446,8 @@ class StoredColumn:
         """The dictionary, the skeletons, or all texts."""
         if self._kept is None:
             self._kept = self._blobs.texts(self._entry[key])
+            if key == "d":
+                self._dictionaries[self._number] = self._kept
         return self._kept
 
     def odd(self) -> tuple[NDArray[np.int64], Texts]:
@@ -464,7 +496,7 @@ class StoredColumn:
             starts = offsets[rows]
             return Spans(data, starts, offsets[rows + 1] - starts)
         if self.type == "time":
-            return spans_of(format_times(self.ints()[rows], Layout(*self._entry["f"])))
+            return spans_of(format_times(self.ints_of(rows), Layout(*self._entry["f"])))
         if self.type == "uuid":
             return spans_of(format_uuids(self._planes()[:, rows]))
         if self.type == "ipv6":
@@ -481,7 +513,7 @@ class StoredColumn:
             out = self._fill(rows, offsets)
         else:
             out = padded(k * kernels.NUMBER_BYTES_MAX)
-            picked = self.ints()[rows]
+            picked = self.ints_of(rows)
             if self.type == "num":
                 kernels.format_numbers(picked, self._entry["s"], out, offsets)
             elif self.type == "ip":
@@ -531,7 +563,7 @@ class StoredColumn:
     def _fill(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.uint8]:
         codes = self._bytes()
         texts = self._texts("d")
-        if self._ints is None:
+        if not len(self._first_int):
             slots = np.zeros(len(texts.data) + 1, np.int64)
             (texts.data == kernels.SLOT).cumsum(out=slots[1:])
             before = slots[texts.offsets]
@@ -539,10 +571,8 @@ class StoredColumn:
             counts[self.odd()[0]] = 0
             self._first_int = np.zeros(self._n + 1, np.int64)
             counts.cumsum(out=self._first_int[1:])
-            total = self._entry["n"]
-            if int(self._first_int[-1]) != total:
+            if int(self._first_int[-1]) != self._entry["n"]:
                 raise CorruptionError("column", 0, "numbers and skeletons differ")
-            self._ints = self._blobs.ints(self._entry["p"], total)
         regular = rows
         odd_rows = self.odd()[0]
         if len(odd_rows):  # an exception has no numbers: give it any skeleton's place, its text is replaced
@@ -560,12 +590,25 @@ class StoredColumn:
     def _fill_regular(
         self, texts: Texts, codes: NDArray[np.uint8], rows: NDArray[np.int64], offsets: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
-        assert self._ints is not None
         sizes = np.diff(texts.offsets)[codes[rows]]
-        numbers = self._first_int[rows + 1] - self._first_int[rows]
+        first = self._first_int
+        numbers = first[rows + 1] - first[rows]
         room = int(sizes.sum()) + kernels.NUMBER_BYTES_MAX * int(numbers.sum())
         out = padded(room)
-        kernels.fill_skeletons(texts.data, texts.offsets, codes, rows, self._ints, self._first_int, out, offsets)
+        ints = None
+        total = self._entry["n"]
+        if self._ints is None and len(rows) * FEW < self._n:
+            own = np.zeros(len(rows) + 1, np.int64)
+            numbers.cumsum(out=own[1:])
+            wanted = np.arange(int(own[-1])) + np.repeat(first[rows] - own[:-1], numbers)
+            ints = self._blobs.some_ints(self._entry["p"], total, wanted)
+            if ints is not None:
+                codes, first, rows = codes[rows], own, np.arange(len(rows))
+        if ints is None:
+            if self._ints is None:
+                self._ints = self._blobs.ints(self._entry["p"], total)
+            ints = self._ints
+        kernels.fill_skeletons(texts.data, texts.offsets, codes, rows, ints, first, out, offsets)
         return out
 
     # -- looking for literals
@@ -621,6 +664,17 @@ class StoredColumn:
                 return _compared(self.spans(rows), needle, place)
             flags = np.zeros(len(rows), np.bool_)
         return self._with_odd(flags, rows, good)
+
+    def never_stands(self, needle: bytes, place: Place) -> bool:
+        """Whether it is known without a look at the rows that no value has a text at a place."""
+        if self._entry.get("x"):
+            return False
+        if self.type == "const":
+            return not _compared(spans_of(Texts.of([self._entry["v"].encode("latin-1")])), needle, place)[0]
+        if self.type == "dict":
+            return not _compared(spans_of(self._texts("d")), needle, place).any()
+        alphabet = self.alphabet
+        return alphabet is not None and not alphabet.issuperset(needle)
 
     def _by_value(
         self, good: Callable[[Texts], NDArray[np.bool_]], rows: NDArray[np.int64]

@@ -22,7 +22,7 @@ from tsdb.kernels.log_split import JSON, TEXT, VALUES_MAX, copy_columns, pick_va
 from tsdb.logs.blobs import BlobReader, BlobWriter
 from tsdb.logs.columns import ColumnWriter, Spans, StoredColumn, spans_of
 from tsdb.logs.frame import DETECTED_LEVEL, PAD_BYTES, Column, FieldKind, Format, Texts, contains, gather, padded
-from tsdb.logs.needles import cases_of
+from tsdb.logs.needles import plan_of
 from tsdb.logs.regex.automaton import Automaton
 from tsdb.logs.regex.walk import search_columns, search_texts
 from tsdb.logs.rows import join_columns, level_column, split_metadata
@@ -36,6 +36,10 @@ SCAN_ROWS = 1024
 GAP_BYTES = 16
 HEAD_BYTES = 4
 LINE_BYTES_MAX = 1 << 62
+_NO_ROWS: NDArray[np.int64] = np.zeros(0, np.int64)
+_ONE_VALUE = Texts.of([b"", b""])
+"""The literals of a line that is one value."""
+
 _UNITS_NS = (1_000_000_000, 1_000_000, 1_000)
 _LOGFMT_FIRST = re.compile(rb'([A-Za-z_][\w.\-/]*)=("?)')
 _LOGFMT_NEXT = re.compile(rb'("?) ([A-Za-z_][\w.\-/]*)=("?)')
@@ -278,12 +282,30 @@ class PatternHead:
         self.literals = [text.encode("latin-1") for text in entry["lit"]]
         self.literal_key = tuple(self.literals)
         self.entries: list[dict[str, Any]] = entry["cols"]
+        self.dictionaries: dict[int, Texts] = {}
         if len(self.literals) != len(self.entries) + 1:
             raise CorruptionError(name, 0, "a pattern does not fit its columns")
 
     @cached_property
     def fields(self) -> tuple[list[str], list[FieldKind]] | None:
         return field_names(self.how, self.literal_key)
+
+    @cached_property
+    def varying(self) -> tuple[Texts, list[int]]:
+        """The columns that are no constants, by number, and the literals around them with the constants in them."""
+        literals, numbers = [self.literals[0]], []
+        for k, (entry, literal) in enumerate(zip(self.entries, self.literals[1:], strict=True)):
+            if entry["t"] == "const":
+                literals[-1] += entry["v"].encode("latin-1") + literal
+            else:
+                numbers.append(k)
+                literals.append(literal)
+        return Texts.of(literals), numbers
+
+    @cached_property
+    def quotable(self) -> tuple[bool, ...] | None:
+        """Which values may hold a double quote: those of JSON only behind a backslash; None = all."""
+        return tuple("e" in entry for entry in self.entries) if self.how == JSON else None
 
 
 class GroupHead:
@@ -363,7 +385,13 @@ class _Pattern:
         made = self._made.get(k)
         if made is None:
             made = StoredColumn(
-                self.head.entries[k], self.head.n, self._blobs, self.column, lambda: self._ts()[self.rows]
+                self.head.entries[k],
+                self.head.n,
+                self._blobs,
+                self.column,
+                lambda: self._ts()[self.rows],
+                self.head.dictionaries,
+                k,
             )
             self._made[k] = made
         return made
@@ -376,42 +404,31 @@ class _Pattern:
     def fields(self) -> tuple[list[str], list[FieldKind]] | None:
         return self.head.fields
 
-    @cached_property
-    def varying(self) -> tuple[list[bytes], list[StoredColumn]]:
+    @property
+    def varying(self) -> tuple[Texts, list[StoredColumn]]:
         """The columns that are no constants, and the literals around them with the constants in them."""
-        literals, columns = [self.literals[0]], []
-        for column, literal in zip(self.columns, self.literals[1:], strict=True):
-            text = column.constant
-            if text is None:
-                columns.append(column)
-                literals.append(literal)
-            else:
-                literals[-1] += text + literal
-        return literals, columns
-
-    def _can_hold(self, k: int, text: bytes) -> bool:
-        """Whether a value may hold a text: one of JSON holds no quote but behind a backslash."""
-        return self.head.how != JSON or b'"' not in text or self.column(k).escaped
+        literals, numbers = self.head.varying
+        return literals, [self.column(k) for k in numbers]
 
     def matches(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Which of some lines hold a literal, by their columns alone; None where that takes too many looks."""
-        if any(needle in literal for literal in self.literals):
-            return np.ones(len(rows), np.bool_)
-        cases = cases_of(self.head.literal_key, needle)
-        if cases is None:
+        plan = plan_of(self.head.literal_key, self.head.quotable, needle)
+        if plan is None:
             return None
+        if plan.everywhere:
+            return np.ones(len(rows), np.bool_)
         out = np.zeros(len(rows), np.bool_)
-        for k, column in enumerate(self.columns):
-            if self._can_hold(k, needle):
-                out |= column.holds(needle, rows)
-        for case in cases:
-            if not all(self._can_hold(question.column, question.text) for question in case):
+        for k in plan.inside:
+            out |= self.column(k).holds(needle, rows)
+        for case in plan.cases:
+            if any(self.column(question.column).never_stands(question.text, question.place) for question in case):
                 continue
             left = np.flatnonzero(~out)
             for question in sorted(case, key=lambda question: self.column(question.column).cost):
                 if not len(left):
                     break
-                left = left[self.column(question.column).stands(question.text, question.place, rows[left])]
+                own = rows if len(left) == len(rows) else rows[left]
+                left = left[self.column(question.column).stands(question.text, question.place, own)]
             out[left] = True
         return out
 
@@ -518,25 +535,26 @@ class StoredRows:
         for k, at, own in self._parts(rows):
             if k == len(self._patterns):
                 spans = spans_of(self._raw).rows(own)
-                made.append((at, spans.data, spans.starts, spans.lengths, [b"", b""]))
+                made.append((at, spans.data, spans.starts, spans.lengths, _ONE_VALUE))
                 sizes[at] = spans.lengths
                 continue
             literals, varying = self._patterns[k].varying
             columns = [column.spans(own) for column in varying]
-            base = np.cumsum([0] + [len(c.data) for c in columns])
-            pool = np.concatenate([c.data for c in columns]) if columns else np.zeros(PAD_BYTES, np.uint8)
-            starts = np.concatenate(
-                [c.starts + b for c, b in zip(columns, base, strict=False)] or [np.zeros(0, np.int64)]
-            )
-            lengths = np.concatenate([c.lengths for c in columns] or [np.zeros(0, np.int64)])
-            sizes[at] = sum(map(len, literals)) + lengths.reshape(-1, len(own)).sum(axis=0)
+            if not columns:
+                pool, starts, lengths = np.zeros(PAD_BYTES, np.uint8), _NO_ROWS, _NO_ROWS
+            else:
+                pool = np.concatenate([c.data for c in columns])
+                base, starts = 0, np.concatenate([c.starts for c in columns])
+                for v, c in enumerate(columns):
+                    starts[v * len(own) : (v + 1) * len(own)] += base
+                    base += len(c.data)
+                lengths = np.concatenate([c.lengths for c in columns])
+            sizes[at] = int(literals.offsets[-1]) + lengths.reshape(-1, len(own)).sum(axis=0)
             made.append((at, pool, starts, lengths, literals))
         np.cumsum(sizes, out=offsets[1:])
-        out = np.empty(int(offsets[-1]) + PAD_BYTES, np.uint8)
-        out[-PAD_BYTES:] = 0
+        out = padded(int(offsets[-1]))
         for at, pool, starts, lengths, literals in made:
-            text = Texts.of(literals)
-            assemble_lines(pool, starts, lengths, *text, offsets[:-1][at], offsets[1:][at], out)
+            assemble_lines(pool, starts, lengths, *literals, offsets[:-1][at], offsets[1:][at], out)
         return Texts(out, offsets)
 
     def line_sizes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -546,7 +564,7 @@ class StoredRows:
                 sizes[at] = np.diff(self._raw.offsets)[own]
                 continue
             literals, varying = self._patterns[k].varying
-            total = np.full(len(own), sum(map(len, literals)))
+            total = np.full(len(own), int(literals.offsets[-1]))
             for column in varying:
                 total += column.lengths(own)
             sizes[at] = total
@@ -605,7 +623,8 @@ class StoredRows:
                 raw = spans_of(self._raw).rows(own)
                 out[at] = search_texts(automaton, *raw)
             else:
-                out[at] = search_columns(automaton, *self._patterns[k].varying, own)
+                literals, columns = self._patterns[k].varying
+                out[at] = search_columns(automaton, literals.to_list(), columns, own)
         return out
 
     def _scan(self, needle: bytes, rows: NDArray[np.int64]) -> NDArray[np.bool_]:

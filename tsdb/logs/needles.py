@@ -53,6 +53,43 @@ def cases_of(literals: tuple[bytes, ...], needle: bytes) -> tuple[Case, ...] | N
     return tuple(found)
 
 
+class Plan(NamedTuple):
+    """Where a literal can stand in the lines of a pattern.
+
+    Attributes
+    ----------
+    everywhere : one of the pattern's own literals holds it
+    inside : columns whose value alone may hold it
+    cases : the ways beyond that
+    """
+
+    everywhere: bool
+    inside: tuple[int, ...]
+    cases: tuple[Case, ...]
+
+
+@lru_cache(maxsize=4096)
+def plan_of(literals: tuple[bytes, ...], quotable: tuple[bool, ...] | None, needle: bytes) -> Plan | None:
+    """What has to be asked to know which lines of a pattern hold ``needle``; None where that is too much.
+
+    Parameters
+    ----------
+    quotable : of each value, whether it may hold a double quote; None = all may
+    """
+    if any(needle in literal for literal in literals):
+        return Plan(everywhere=True, inside=(), cases=())
+    found = cases_of(literals, needle)
+    if found is None:
+        return None
+
+    def can_hold(column: int, text: bytes) -> bool:
+        return quotable is None or quotable[column] or b'"' not in text
+
+    inside = tuple(k for k in range(len(literals) - 1) if can_hold(k, needle))
+    cases = tuple(case for case in found if all(can_hold(question.column, question.text) for question in case))
+    return Plan(everywhere=False, inside=inside, cases=cases)
+
+
 def _cases(literals: tuple[bytes, ...], needle: bytes) -> Iterator[Case]:
     for k in range(len(literals) - 1):
         literal = literals[k]

@@ -105,6 +105,8 @@ def check_lines(rows: StoredRows, texts: list[bytes]) -> None:
     assert rows.lines(np.arange(rows.n)).to_list() == texts
     some = np.flatnonzero(np.random.default_rng(1).random(rows.n) < 0.3)
     assert rows.lines(some).to_list() == [texts[i] for i in some]
+    for i in np.unique([0, rows.n // 2, rows.n - 1]).tolist():  # of a group of which nothing is decoded yet
+        assert group_of(texts).lines(np.array([i])).to_list() == [texts[i]]
 
 
 @pytest.mark.kernel
