@@ -188,6 +188,7 @@ class _Ours(Collector):
         yield _counter("nginx_busy", "Rounds put off because the store was busy", stats.busy)
         yield _counter("nginx_rotations", "Files whose path came to lead elsewhere", stats.rotations)
         yield _counter("nginx_truncations", "Files that were truncated", stats.truncations)
+        yield _counter("nginx_unsaved_positions", "Times that positions could not be saved", stats.unsaved)
 
     def _syslog(self, receiver: SyslogReceiver) -> Iterator[Metric]:
         stats = receiver.stats

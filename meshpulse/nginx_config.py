@@ -26,7 +26,7 @@ class NginxFilesConfig(Section):
     log: Literal["access", "error"] = "access"
     format: str = "json"
     fields: dict[str, list[str]] = {}
-    labels: dict[Literal["job", "site", "env", "host"], str] = {}
+    labels: dict[Literal["job", "site", "env", "host", "service_name"], str] = {}
     site_field: str = ""
     site_pattern: str = ""
     start: Literal["beginning", "end"] = "beginning"

@@ -261,17 +261,17 @@ class TextFormat:
     def __init__(self, log_format: str, names: Mapping[str, Sequence[str]] | None = None) -> None:
         self._names = {**ROLES, **(names or {})}
         self._pieces = _pieces(log_format)
-        self._patterns: dict[tuple[str, ...], tuple[re.Pattern[bytes], list[str]]] = {}
+        self._patterns: dict[tuple[str, ...], tuple[re.Pattern[bytes], re.Pattern[bytes], list[str]]] = {}
 
     def read(self, lines: Texts, roles: Sequence[str]) -> Columns:
         """See :class:`LineFormat`."""
-        pattern, found_roles = self._pattern(tuple(roles))
+        pattern, lenient, found_roles = self._pattern(tuple(roles))
         n = len(lines.offsets) - 1
         data = joined(lines)
         rows: list[Any] = [] if data is None else pattern.findall(data.tobytes())
         good = np.ones(n, np.bool_)
         if len(rows) != n:  # a line of another form, or one that holds a line feed
-            each = [pattern.fullmatch(lines.text(i)) for i in range(n)]
+            each = [_match(lines.text(i), pattern, lenient) for i in range(n)]
             good = np.array([match is not None for match in each], np.bool_)
             rows = [match.groups() if match else (None,) * len(found_roles) for match in each]
         elif len(found_roles) == 1:
@@ -279,7 +279,7 @@ class TextFormat:
         columns = zip(*rows, strict=True) if rows else ()
         return Columns(good, {r: _words(texts) for r, texts in zip(found_roles, columns, strict=False)})
 
-    def _pattern(self, roles: tuple[str, ...]) -> tuple[re.Pattern[bytes], list[str]]:
+    def _pattern(self, roles: tuple[str, ...]) -> tuple[re.Pattern[bytes], re.Pattern[bytes], list[str]]:
         known = self._patterns.get(roles)
         if known is None:
             present = {name for name, _ in self._pieces}
@@ -288,13 +288,16 @@ class TextFormat:
                 name = next((name for name in self._names[role] if name in present), None)
                 if name is not None:
                     named[name] = role
-            text, order = "", []
+            text, lenient, order = "", "", []
             for name, piece in self._pieces:
+                loose = _LENIENT.get(name) or (_UNQUOTED if piece == _QUOTED else piece)
                 if name in named:
                     order.append(named.pop(name))
-                    piece = f"({piece})"
+                    piece, loose = f"({piece})", f"({loose})"
                 text += piece
-            known = self._patterns[roles] = (re.compile(f"^{text}$".encode(), re.MULTILINE), order)
+                lenient += loose
+            strict, forgiving = (re.compile(f"^{one}$".encode(), re.MULTILINE) for one in (text, lenient))
+            known = self._patterns[roles] = (strict, forgiving, order)
         return known
 
 
@@ -302,6 +305,20 @@ def _words(texts: Iterable[bytes | None]) -> Words:
     numbers: dict[bytes | None, int] = {None: -1}
     codes = [numbers.setdefault(text, len(numbers) - 1) for text in texts]
     return Words(np.array(codes, np.int64), [text.decode("utf-8", "replace") for text in numbers if text is not None])
+
+
+_QUOTED = r'[^"\n]*'
+_UNQUOTED = r"[^\n]*?"
+_LENIENT = dict.fromkeys(("status", "body_bytes_sent", "bytes_sent"), "(?:[0-9]+|-)")
+"""Pieces that no quote can be part of: they tell where a value ends that holds quotes."""
+
+LENIENT_BYTES_MAX = 2048
+"""Longest line with quotes inside of quotes that is read: looking for their ends costs the cube of the length."""
+
+
+def _match(line: bytes, pattern: re.Pattern[bytes], lenient: re.Pattern[bytes]) -> re.Match[bytes] | None:
+    """A line as nginx escapes it, or with bare quotes in its values (``escape=none``, other servers)."""
+    return pattern.fullmatch(line) or (lenient.fullmatch(line) if len(line) <= LENIENT_BYTES_MAX else None)
 
 
 def _pieces(log_format: str) -> list[tuple[str, str]]:

@@ -86,6 +86,7 @@ class TailStats:
     busy: int = 0
     rotations: int = 0
     truncations: int = 0
+    unsaved: int = 0
     files: int = 0
     unread_bytes: int = 0
 
@@ -158,7 +159,7 @@ class Tailer:
             self._thread.join()
             self._thread = None
         if self._dirty:
-            self.save()
+            self._try_to_save()
         for file in self._files():
             file.close()
         self._current, self._moved = {}, []
@@ -222,8 +223,17 @@ class Tailer:
         if chunks:
             self._store(chunks)
         if self._dirty and now - self._saved_at >= SAVE_S:
-            self.save()
+            self._try_to_save()
         return again or bool(chunks)
+
+    def _try_to_save(self) -> None:
+        """A disk that is full keeps the old positions: a crash then reads more again, and nothing is lost."""
+        try:
+            self.save()
+        except OSError as error:
+            self._saved_at = time.monotonic()
+            self.stats.unsaved += 1
+            self._say(f"positions of log files are not saved: {error}")
 
     def save(self) -> None:
         """Write down how far each file is read."""
@@ -289,13 +299,22 @@ class Tailer:
         file.begin_anew()
         self._dirty = True
 
-    def _follow_copy(self, position: Position, source: int) -> None:
+    def _say_gone(self, position: Position) -> None:
+        """Rotated away and compressed while we were away: what was not read of it is not read any more."""
+        self._say(
+            f"{position.path} is another file than before, and that one is gone: what its rotated copies hold behind "
+            f"byte {position.offset} was not read"
+        )
+
+    def _follow_copy(self, position: Position, source: int) -> bool:
+        """Whether there is a copy."""
         path = find_copy(position)
         copy = self._opened(path, source) if path else None
         if copy is not None:
             copy.resume(position)
             copy.moved_at = copy.quiet_since = time.monotonic() - MOVED_S  # nobody writes to it
             self._moved.append(copy)
+        return copy is not None
 
     # -- which files
 
@@ -318,7 +337,11 @@ class Tailer:
         source = next(
             (i for i, s in enumerate(self._sources) if any(fnmatch(position.path, p) for p in s.settings.paths)), -1
         )
-        path = find_moved(position) if source >= 0 else None
+        if source < 0:
+            return
+        path = find_moved(position)
+        if path is None:
+            self._say_gone(position)
         file = self._opened(path, source) if path else None
         if file is None:
             return
@@ -352,7 +375,8 @@ class Tailer:
                 file.resume(position)
                 self._stored = [p for p in self._stored or () if p is not position]
             elif position.path == path:  # truncated while we were away
-                self._follow_copy(position, number)
+                if not self._follow_copy(position, number):
+                    self._say_gone(position)
                 self._stored = [p for p in self._stored or () if p is not position]
         self._current[path] = file
         self._dirty = True

@@ -48,7 +48,7 @@ class Served:
             {"listen": f"{LOCAL}:{self.tls}", "protocol": "tls", "labels": {"job": "tls"}},
             *more,
         ]
-        files = {"labels": {"env": "files", "host": "h"}}
+        files = {"labels": {"env": "files", "host": "h", "service_name": "from files"}}
         return yaml.safe_dump(
             {
                 "storage": {"free_bytes_min": 0, "free_fraction_min": 0},
@@ -142,6 +142,11 @@ def test_nginx_is_counted_as_from_its_files(served: Served) -> None:
     query += ' or sum by (job) (count_over_time({app="nginx_access"} | geoip_country="JP" [1h]))'
     rows = server.get("/loki/api/v1/query", query=query).json()["data"]["result"]
     assert {row["metric"]["job"]: row["value"][1] for row in rows} == {"nginx": "100", "udp": "100"}
+    # what the first page of Logs Drilldown asks, and what it asks after "Add label"
+    for label, wanted in (("service_name", {"from files", "nginx_access"}), ("site", {"good.example", "bad.example"})):
+        asked = {"query": f'{{{label}=~".+"}}', "targetLabels": label, "limit": 5000}
+        rows = server.get("/loki/api/v1/index/volume", **asked).json()["data"]["result"]
+        assert wanted <= {row["metric"][label] for row in rows}
     errors = wait_for(server, '{app="nginx_error"} |= "Connection refused"', 40)
     assert {(labels["severity"], labels["detected_level"]) for _, labels in errors} == {("err", "error")}
 

@@ -114,3 +114,32 @@ def test_formats_that_cannot_be_read(text: str, why: str) -> None:
 def test_names() -> None:
     assert set(ACCESS_ROLES) < set(ROLES)
     assert "$request" in COMBINED
+
+
+def test_fields_that_we_do_not_know() -> None:
+    """Variables of modules and of the operator's own, in text and in JSON, are left alone."""
+    text = read(
+        [b'kw7 200 "TLSv1.3" 0.020 [MISS] 1.2.3.4', b'- 502 "-" 1.000 [-] -'],
+        '$my_tenant $status "$ssl_protocol" $request_time [$upstream_cache_status] $http_x_real_ip',
+    )
+    assert (text.good.all(), text.numbers("status").tolist()) == (True, [200.0, 502.0])
+    assert text.numbers("request_time").tolist() == [0.02, 1.0]
+    lines = [b'{"status":200,"tenant":{"id":[1,2]},"x":null,"y":true}', b'{"status":502,"tenant":7,"z":1e300}']
+    assert read(lines).numbers("status").tolist() == [200.0, 502.0]
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    ['GET /"quoted" HTTP/1.1', r"GET /\x22 HTTP/1.1", 'GET /?q="" HTTP/1.1', '" 404 7 "', "", "\\", "'"],
+)
+def test_combined_with_strange_quotes(request_line: str) -> None:
+    """nginx writes a quote as ``\\x22``; ``escape=none`` and other servers do not."""
+    agent = 'say "hi" \\" [x]'
+    line = f'192.0.2.1 - - [02/Nov/2026:06:13:20 +0000] "{request_line}" 200 153 "-" "{agent}"'.encode()
+    found = read([line, line], "combined")
+    assert found.good.all()
+    assert texts(TextFormat(COMBINED).read(Texts.of([line]), ("time",)), "time") == ["02/Nov/2026:06:13:20 +0000"]
+    assert (texts(found, "client"), texts(found, "time")[0]) == (["192.0.2.1"] * 2, "02/Nov/2026:06:13:20 +0000")
+    assert not read([line + b"x" * 3000 + b'"'], "combined").good.any(), "what costs too much is left"
+    if request_line != '" 404 7 "':  # what a client writes to look like another answer
+        assert found.numbers("status").tolist() == [200.0, 200.0]
