@@ -509,5 +509,7 @@ class TSDB:
             cuts=self.cuts,
             cut_failures=self.cut_failures,
             replayed_samples=self.replay.samples,
-            damage=sum(len(shard.damage) for shard in shards) + len(self.log.damage),
+            damage=sum(len(shard.damage) for shard in shards)
+            + sum(len(tenant.logs.damage) for tenant in tenants)
+            + len(self.log.damage),
         )

@@ -19,23 +19,21 @@ BITS_PER_VALUE = 10
 
 @kernel(
     i64(
-        const(u32), const(i64), const(i64), const(u8), const(i64), const(u8), const(u8), const(u64), i64,
+        const(u32), const(i64), const(i64), const(u8), const(i64), const(u8), const(u8), i64,
         mut(i32), mut(u64), mut(u32), mut(i64), mut(i64), mut(u8), mut(i64), mut(u8), mut(u8),
     )
 )  # fmt: skip
 def append_rows(
-    refs, ts_ns, line_offsets, line_bytes, meta_offsets, meta_bytes, levels, older, count,
+    refs, ts_ns, line_offsets, line_bytes, meta_offsets, meta_bytes, levels, count,
     slots, hashes, out_refs, out_ts, out_line_offsets, out_lines, out_meta_offsets, out_meta, out_levels,
 ):  # fmt: skip
     """Append a batch to the head, without what is there already.
 
-    The same stream, time, line and metadata make the same entry. In the head all of it is compared; of the rows that
-    left the head last only a 64-bit hash is known.
+    The same stream, time, line and metadata make the same entry; all of it is compared.
 
     Parameters
     ----------
     refs, ts_ns, line_offsets, line_bytes, meta_offsets, meta_bytes, levels : the batch
-    older : uint64, an open-addressing set of hashes (power of two, 0 = empty)
     count : rows in the head
     slots : int32, open addressing (power of two, more than twice the rows), row + 1, 0 = empty
     hashes, out_* : columns of the head
@@ -45,7 +43,6 @@ def append_rows(
     int64        rows in the head now
     """
     mask = u64(len(slots) - 1)
-    older_mask = u64(len(older) - 1)
     for i in range(len(refs)):
         first = line_offsets[i]
         size = line_offsets[i + 1] - first
@@ -71,13 +68,6 @@ def append_rows(
                     known = True
                     break
             at = (at + _U1) & mask
-        if not known:
-            place = (h >> np.uint64(20)) & older_mask
-            while older[place] != _U0:
-                if older[place] == h:
-                    known = True
-                    break
-                place = (place + _U1) & older_mask
         if known:
             continue
         slots[at] = i32(count + 1)
@@ -105,18 +95,6 @@ def rehash_rows(hashes, count, slots):
             at = (at + _U1) & mask
         slots[at] = i32(row + 1)
     return count
-
-
-@kernel(i64(const(u64), mut(u64)))
-def fill_set(hashes, slots):
-    """Enter hashes into an empty open-addressing set of at least twice as many slots."""
-    mask = u64(len(slots) - 1)
-    for h in hashes:
-        at = (h >> np.uint64(20)) & mask
-        while slots[at] != _U0:
-            at = (at + _U1) & mask
-        slots[at] = h
-    return i64(len(hashes))
 
 
 @kernel(i64(const(u32), const(i64), const(u8), i64, i64, mut(i64)))

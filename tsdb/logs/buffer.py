@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsdb.arena import Arena
-from tsdb.kernels.log_head import append_rows, choose_rows, fill_set, rehash_rows
+from tsdb.kernels.log_head import append_rows, choose_rows, rehash_rows
 from tsdb.logs.batch import LogBatch
 from tsdb.logs.frame import PAD_BYTES, Texts
 from tsdb.logs.rows import PlainRows
@@ -38,9 +38,8 @@ class Buffer:
     born : monotonic time of the first row
     """
 
-    def __init__(self, older: NDArray[np.uint64] | None = None, after: int = -1) -> None:
+    def __init__(self, after: int = -1) -> None:
         self.after = after
-        self._older: NDArray[np.uint64] = np.zeros(1, np.uint64) if older is None else older
         self._slots: NDArray[np.int32] = np.zeros(_SLOTS_FIRST, np.int32)
         self._hashes = Arena(np.uint64, _ROWS_MAX)
         self._refs = Arena(np.uint32, _ROWS_MAX)
@@ -77,7 +76,7 @@ class Buffer:
             self._grow(before + len(batch))
         count = append_rows(
             batch.refs, batch.ts_ns, batch.line_offsets, batch.line_bytes, batch.meta_offsets, batch.meta_bytes,
-            batch.levels, self._older, before, self._slots, self._hashes.array, self._refs.array, self._ts.array,
+            batch.levels, before, self._slots, self._hashes.array, self._refs.array, self._ts.array,
             self._line_offsets.array, self._lines.array, self._meta_offsets.array, self._meta.array,
             self._levels.array,
         )  # fmt: skip
@@ -99,15 +98,6 @@ class Buffer:
         slots: NDArray[np.int32] = np.zeros(size, np.int32)
         rehash_rows(self._hashes.array, self.count, slots)
         self._slots = slots
-
-    def hash_set(self) -> NDArray[np.uint64]:
-        """Hashes of all rows as a set that the next buffer looks into."""
-        size = 2
-        while size < 2 * self.count + 2:
-            size *= 2
-        slots = np.zeros(size, np.uint64)
-        fill_set(self._hashes.array[: self.count], slots)
-        return slots
 
     def find(self, wanted: NDArray[np.uint8], start_ns: int, end_ns: int) -> NDArray[np.int64]:
         """Rows of wanted streams (uint8 by stream number) in the range, in the order of the log."""

@@ -632,9 +632,9 @@ class StoredRows:
         parts = [rows[k : k + SCAN_ROWS] for k in range(0, len(rows), SCAN_ROWS)]
         return np.concatenate([contains(self.lines(part), needle) for part in parts])
 
-    def metadata_blobs(self) -> Texts:
-        """Structured metadata of all rows as they are written: ``name 0xFF value 0xFF ...``."""
-        rows = np.arange(self.n)
+    def metadata_blobs(self, rows: NDArray[np.int64]) -> Texts:
+        """Structured metadata of some rows as it is written: ``name 0xFF value 0xFF ...``."""
+        n = len(rows)
         pools, starts, lengths = [], [], []
         base = 0
         for entry in self._head.meta:
@@ -643,20 +643,20 @@ class StoredRows:
                 continue
             texts = column.texts()
             name = entry["name"].encode() + b"\xff"
-            present = np.ones(self.n, np.int64) if column.present is None else column.present.astype(np.int64)
+            present = np.ones(n, np.int64) if column.present is None else column.present.astype(np.int64)
             pools.append(np.concatenate([np.frombuffer(name, np.uint8), texts.data]))
             for start, length in (
-                (np.zeros(self.n, np.int64), present * len(name)),
+                (np.zeros(n, np.int64), present * len(name)),
                 (texts.offsets[:-1] + len(name), np.diff(texts.offsets)),
-                (np.full(self.n, len(name) - 1), present),
+                (np.full(n, len(name) - 1), present),
             ):
                 starts.append(start + base)
                 lengths.append(length)
             base += len(pools[-1])
         if not pools:
-            return Texts(np.zeros(PAD_BYTES, np.uint8), np.zeros(self.n + 1, np.int64))
+            return Texts(np.zeros(PAD_BYTES, np.uint8), np.zeros(n + 1, np.int64))
         flat = np.stack(lengths, axis=1)
         made = gather(np.concatenate(pools), np.stack(starts, axis=1).ravel(), flat.ravel())
-        offsets = np.zeros(self.n + 1, np.int64)
+        offsets = np.zeros(n + 1, np.int64)
         np.cumsum(flat.sum(axis=1), out=offsets[1:])
         return Texts(made.data, offsets)

@@ -12,8 +12,9 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import orjson
@@ -39,11 +40,16 @@ GROUP_BYTES_MAX = 8 << 20
 HEADS_MAX = 2048
 """Heads of groups in memory: 16 M rows, about 30 MB."""
 
+TIMES_MAX = 256
+"""Decoded times of groups in memory, for rows that come late: 2 M rows, 16 MB."""
+
 DATA, INDEX, BLOOM = "data", "index", "bloom"
 _HEAD = struct.Struct("<II")
 _WORD = re.compile(rb"[0-9A-Za-z]+")
 _DASHED = re.compile(rb"[0-9A-Za-z]*-[0-9A-Za-z-]*")
 _HEX = re.compile(rb"[0-9a-f]+")
+
+T = TypeVar("T")
 
 
 class Rows(NamedTuple):
@@ -188,28 +194,30 @@ class Runs(NamedTuple):
     bytes: NDArray[np.int64]
 
 
-class _Heads:
-    """The heads of the groups that were read last, by all stores of the process: parsed and verified once."""
+class _Recent(Generic[T]):
+    """What was read last of groups, by all stores of the process: parsed, verified and decoded once."""
 
-    def __init__(self) -> None:
-        self._held: OrderedDict[tuple[int, int], GroupHead] = OrderedDict()
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: OrderedDict[tuple[int, int], T] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, part: int, group: int) -> GroupHead | None:
+    def get(self, part: int, group: int) -> T | None:
         with self._lock:
-            head = self._held.get((part, group))
-            if head is not None:
+            found = self._held.get((part, group))
+            if found is not None:
                 self._held.move_to_end((part, group))
-            return head
+            return found
 
-    def put(self, part: int, group: int, head: GroupHead) -> None:
+    def put(self, part: int, group: int, made: T) -> None:
         with self._lock:
-            self._held[part, group] = head
-            while len(self._held) > HEADS_MAX:
+            self._held[part, group] = made
+            while len(self._held) > self._most:
                 self._held.popitem(last=False)
 
 
-_heads = _Heads()
+_heads = _Recent[GroupHead](HEADS_MAX)
+_times = _Recent[NDArray[np.int64]](TIMES_MAX)
 _serials = itertools.count()
 
 
@@ -330,6 +338,48 @@ class Part:
         _heads.put(self._serial, group, head)
         return StoredRows(head, data)
 
+    @cached_property
+    def _by_ref(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Streams ascending, and first and last + 1 of the runs of each, which lie side by side."""
+        first = np.flatnonzero(np.diff(self.runs.ref, prepend=-1))
+        last = np.append(first[1:], len(self.runs.ref))
+        order = np.argsort(self.runs.ref[first], kind="stable")
+        return self.runs.ref[first[order]], first[order], last[order]
+
+    def runs_at(self, refs: NDArray[np.int64], ts_ns: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pairs (which of the asked, run) where a run of that stream spans that time.
+
+        Parameters
+        ----------
+        refs, ts_ns : (n,) streams and times
+        """
+        streams, first, last = self._by_ref
+        at = np.minimum(np.searchsorted(streams, refs), len(streams) - 1)
+        counts = np.where(streams[at] == refs, last[at] - first[at], 0)
+        which = np.repeat(np.arange(len(refs)), counts)
+        runs = np.repeat(first[at] - (np.cumsum(counts) - counts), counts) + np.arange(len(which))
+        hit = (self.runs.min_ns[runs] <= ts_ns[which]) & (self.runs.max_ns[runs] >= ts_ns[which])
+        return which[hit], runs[hit]
+
+    def rows_of_run(self, run: int) -> tuple[int, int, int]:
+        """(group, first, last + 1) of the rows of a run."""
+        group = int(self.runs.group[run])
+        first = int(self.runs.rows[int(self._first_run[group]) : run].sum())
+        return group, first, first + int(self.runs.rows[run])
+
+    def times(self, group: int) -> NDArray[np.int64]:
+        """Times of the rows of a group, (rows,) int64, ascending within each run; kept a while.
+
+        Raises
+        ------
+        CorruptionError        as :meth:`open`
+        """
+        known = _times.get(self._serial, group)
+        if known is None:
+            known = self.open(group).ts_ns
+            _times.put(self._serial, group, known)
+        return known
+
     def runs_in(self, group: int) -> slice:
         """The runs of a group, one a stream, in the order of its rows."""
         return slice(int(self._first_run[group]), int(self._first_run[group + 1]))
@@ -343,7 +393,7 @@ class Part:
         """Everything, for a compaction."""
         sources = [self.open(group) for group in range(len(self))]
         lines = [source.lines(np.arange(source.n)) for source in sources]
-        metadata = [source.metadata_blobs() for source in sources]
+        metadata = [source.metadata_blobs(np.arange(source.n)) for source in sources]
         return Rows(
             np.concatenate([self.refs_of_rows(g) for g in range(len(self))]).astype(np.uint32),
             np.concatenate([source.ts_ns for source in sources]),

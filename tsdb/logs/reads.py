@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tsdb.errors import CorruptionError
 from tsdb.frame import LabelTable
 from tsdb.index.registry import SeriesRegistry
 from tsdb.logs.frame import Alike, IndexStats, LogFrame, RunCounts
@@ -23,6 +24,17 @@ class LogReads(ABC):
     @abstractmethod
     def _selection(self, matchers: Sequence[Matcher], start_ns: int, end_ns: int) -> Selection:
         """One read of what there is at this moment."""
+
+    @abstractmethod
+    def _report(self, damage: str) -> None:
+        """Tell of damage once, however often it is met."""
+
+    def _told(self, frames: Iterator[LogFrame]) -> Iterator[LogFrame]:
+        try:
+            yield from frames
+        except CorruptionError as error:
+            self._report(str(error))
+            raise
 
     def select(
         self,
@@ -41,7 +53,7 @@ class LogReads(ABC):
         CorruptionError        a damaged group; what was yielded before is good
         """
         selection = self._selection(matchers, start_ns, end_ns)
-        return selection.frames(needles=needles, backward=backward, ordered=ordered)
+        return self._told(selection.frames(needles=needles, backward=backward, ordered=ordered))
 
     def condensed(
         self, matchers: Sequence[Matcher], start_ns: int, end_ns: int, alike: Alike
@@ -52,7 +64,8 @@ class LogReads(ABC):
         ------
         CorruptionError        as :meth:`select`
         """
-        return self._selection(matchers, start_ns, end_ns).condensed(alike)
+        counts, frames = self._selection(matchers, start_ns, end_ns).condensed(alike)
+        return counts, self._told(frames)
 
     def _counts(
         self, matchers: Sequence[Matcher], start_ns: int, end_ns: int

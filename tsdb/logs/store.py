@@ -31,6 +31,7 @@ from tsdb.logs.frame import gather
 from tsdb.logs.operations import LOG_SHARD, AppendOperation, DeleteOperation, Step
 from tsdb.logs.part import Part, Rows, write_part
 from tsdb.logs.reads import LogReads
+from tsdb.logs.repeats import Repeats
 from tsdb.logs.rows import join_texts
 from tsdb.logs.select import Selection, View, part_without
 from tsdb.logs.settings import Follower, LogLimits, LogStoreStats
@@ -90,8 +91,10 @@ class LogStore(LogReads):
         # buffer is the last and the only one written.
         parts = self._open_parts()
         self._deletions = tuple(Deletion.of_json(fields) for fields in self.manifest.deletions)
-        newest = Buffer(self._hashes_of(parts), self.manifest.next_position - 1)
-        self._view = View((newest,), tuple(parts))
+        self._view = View((Buffer(self.manifest.next_position - 1),), tuple(parts))
+        self._repeats = Repeats(self.registry, self._report)
+        for part in parts:
+            self._repeats.saw(part.runs.ref, part.runs.max_ns)
         self._changed = threading.Condition()
         self._maintaining = threading.Lock()
         self._logged: NDArray[np.int64] = np.zeros(1024, np.int64)  # segment + 1 in which a stream was defined last
@@ -110,16 +113,6 @@ class LogStore(LogReads):
             except (CorruptionError, FileNotFoundError) as error:
                 self.damage.append(f"log part {meta.key} cannot be opened: {error}")
         return parts
-
-    def _hashes_of(self, parts: Sequence[Part]) -> NDArray[np.uint64] | None:
-        """What the buffer behind the newest part looks into: its rows stay one when log or sender repeat them."""
-        if not parts or any(not d.processed and d.position > parts[-1].position for d in self._deletions):
-            return None  # what was deleted may be pushed again
-        try:
-            return _buffer_of(parts[-1].all_rows()).hash_set()
-        except CorruptionError as error:
-            self._report(f"rows of log part {parts[-1].meta.key} cannot be told from repeated ones: {error}")
-            return None
 
     def _report(self, damage: str) -> None:
         """Tell of damage once, however often it is met."""
@@ -186,9 +179,12 @@ class LogStore(LogReads):
         if self._view.buffers[-1].is_full:
             self._seal()
             self._on_full()
-        buffer = self._view.buffers[-1]
+        deletions = self._deletions  # before the view, as of reads
+        view = self._view
+        buffer = view.buffers[-1]
         before = buffer.count
-        added = buffer.append(batch, position)
+        stored = self._repeats.stored(batch, view, deletions, position)
+        added = buffer.append(batch if stored is None else _keep(batch, ~stored), position)
         if added and self.follower:
             self.follower.take(buffer, before, before + added)
         self.entries_appended += added
@@ -223,20 +219,16 @@ class LogStore(LogReads):
 
     def _begin_deletion(self, deletion: Deletion, position: int) -> None:
         """A request is in force: rows from here on are none of its business (committer thread, or the replay)."""
-        buffers = self._view.buffers
-        kept = buffers if buffers[-1].count else buffers[:-1]
         with self._changed:
-            # No look at the hashes of the rows before: what was deleted may be pushed again.
-            self._view = View((*kept, Buffer(after=position)), self._view.parts)
-        if kept:
-            self._on_full()
-        with self._changed:
+            self._begin_buffer(position)
             if all(known.request_id != deletion.request_id for known in self._deletions):
                 history = self._deletions
                 while len(history) >= 2 * DELETIONS_MAX:  # the oldest that is done goes
                     oldest = next(known for known in history if known.processed)
                     history = tuple(known for known in history if known is not oldest)
                 self._deletions = (*history, replace(deletion, position=position))
+        if len(self._view.buffers) > 1:
+            self._on_full()
 
     def _end_deletion(self, request_id: str, position: int) -> None:  # noqa: ARG002
         with self._changed:
@@ -266,12 +258,7 @@ class LogStore(LogReads):
             if len(rest.refs):
                 key = f"{part.meta.key}-{self.manifest.generation}"
                 parts.append(Part(self._store, write_part(self._store, key, rest, self.registry), self.registry))
-        done = {known.request_id for known in due}
-        with self._changed:
-            self._deletions = tuple(
-                replace(known, processed=True) if known.request_id in done else known for known in self._deletions
-            )
-        self._commit(tuple(parts))
+        self._commit(tuple(parts), processed=frozenset(known.request_id for known in due))
         for part in gone:
             self._store.delete(part.meta.key)
 
@@ -327,7 +314,7 @@ class LogStore(LogReads):
             if newest.count and time.monotonic() - newest.born > self.limits.idle_flush_s:
                 self._flush_all()
             elif not newest.count and newest.after >= self.manifest.next_position:  # a request behind all rows
-                self._commit(self._view.parts, next_position=newest.after + 1)
+                self._commit(self._view.parts)
             self._carry_out_deletions()
             self._compact()
             self._enforce_retention()
@@ -351,11 +338,17 @@ class LogStore(LogReads):
 
     def _seal(self) -> None:
         """Begin a new buffer; between two appends."""
-        buffer = self._view.buffers[-1]
-        if buffer.count:
-            newest = Buffer(buffer.hash_set(), buffer.position)
+        newest = self._view.buffers[-1]
+        if newest.count:
             with self._changed:
-                self._view = View((*self._view.buffers, newest), self._view.parts)
+                self._begin_buffer(newest.position)
+
+    def _begin_buffer(self, after: int) -> None:
+        """The newest buffer takes no more (and goes if it has nothing); what comes now is after a log position."""
+        buffers = self._view.buffers
+        newest = buffers[-1]
+        self._repeats.saw(newest.refs(), newest.ts_ns())
+        self._view = View((*(buffers if newest.count else buffers[:-1]), Buffer(after)), self._view.parts)
 
     def _flush_oldest(self) -> None:
         """Write the oldest buffer as a part, commit, let go of it."""
@@ -363,11 +356,17 @@ class LogStore(LogReads):
         rows = Rows(buffer.refs(), buffer.ts_ns(), buffer.lines(), buffer.metadata(), buffer.levels())
         meta = write_part(self._store, f"{self._prefix}/block-{buffer.position:020d}", rows, self.registry)
         part = Part(self._store, meta, self.registry)
-        self._commit((*self._view.parts, part), next_position=self._view.buffers[1].after + 1, flushed=1)
+        self._commit((*self._view.parts, part), flushed=1)
         self.flushes += 1
 
-    def _commit(self, parts: tuple[Part, ...], *, next_position: int = 0, flushed: int = 0) -> None:
-        """Make a list of parts live, on disk first; ``flushed`` buffers go in the same moment."""
+    def _commit(self, parts: tuple[Part, ...], *, flushed: int = 0, processed: frozenset[str] = frozenset()) -> None:
+        """Make a list of parts live, on disk first; ``flushed`` buffers go, and requests are done, in the same moment.
+
+        Of the log all is done that the buffers left are after, also where a request found a buffer without rows: what
+        was repeated there must not come back by a replay once the request has been carried out.
+        """
+        with self._changed:
+            done, deletions = self._view.buffers[flushed].after + 1, _marked(self._deletions, processed)
         opened = {part.meta.key for part in self._view.parts}
         unreadable = [meta for meta in self.manifest.blocks if meta.key not in opened]  # they stay listed
         self.manifest = self._manifests.commit(
@@ -375,12 +374,13 @@ class LogStore(LogReads):
                 self.manifest,
                 generation=self.manifest.generation + 1,
                 blocks=(*(part.meta for part in parts), *unreadable),
-                next_position=max(self.manifest.next_position, next_position),
-                deletions=tuple(known.to_json() for known in self._deletions),
+                next_position=max(self.manifest.next_position, done),
+                deletions=tuple(known.to_json() for known in deletions),
             )
         )
         with self._changed:
             self._view = View(self._view.buffers[flushed:], parts)
+            self._deletions = _marked(self._deletions, processed)  # after the view: until then the old parts are read
             self._changed.notify_all()
 
     def _compact(self) -> None:
@@ -460,6 +460,11 @@ class LogStore(LogReads):
             flushes=self.flushes,
             compactions=self.compactions,
         )
+
+
+def _marked(deletions: tuple[Deletion, ...], processed: frozenset[str]) -> tuple[Deletion, ...]:
+    """Requests, of which some have been carried out."""
+    return tuple(replace(known, processed=True) if known.request_id in processed else known for known in deletions)
 
 
 def _buffer_of(rows: Rows) -> Buffer:

@@ -314,7 +314,7 @@ def test_metadata_come_back(metadata: list[dict[str, str]]) -> None:
             assert (got[i].decode() if present else None) == m.get(name)
     again = [
         dict(zip(p[::2], p[1::2], strict=True))
-        for p in (blob.split(b"\xff")[:-1] for blob in rows.metadata_blobs().to_list())
+        for p in (blob.split(b"\xff")[:-1] for blob in rows.metadata_blobs(np.arange(rows.n)).to_list())
     ]
     assert again == [{k.encode(): v.encode() for k, v in m.items()} for m in metadata]
 

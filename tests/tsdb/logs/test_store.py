@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsdb.db import TSDB, StoreConfig, TenantConfig
+from tsdb.errors import CorruptionError
 from tsdb.labels import Labels
 from tsdb.logs import batch as batch_module
 from tsdb.logs import part as part_module
 from tsdb.logs.batch import LogBatch, decode_rows, encode_batch, encode_rows
 from tsdb.logs.frame import Texts
+from tsdb.logs.operations import Step
 from tsdb.logs.settings import LogLimits
 from tsdb.logs.store import LogStore
 from tsdb.matchers import Matcher, MatchOp
@@ -41,6 +44,15 @@ def open_db(path: Path, **logs: float) -> TSDB:
     )  # type: ignore[arg-type]
     db.open()
     return db
+
+
+def killed(db: TSDB, path: Path) -> Path:
+    """The folder as a ``kill -9`` would have left it at this moment, somewhere else."""
+    copy = path.with_name(path.name + "k")
+    with db.tenant("default").logs.unchanged():
+        shutil.copytree(path, copy)
+    db.close()
+    return copy
 
 
 def batch_of(logs: LogStore, rows: list[Row], metadata: list[dict[str, str]] | None = None) -> LogBatch:
@@ -253,6 +265,49 @@ def test_the_same_entry_is_kept_once(tmp_path: Path) -> None:
     db.close()
 
 
+def test_an_entry_is_kept_once_whatever_parts_lie_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part_module, "ROWS_MAX", 64)
+    monkeypatch.setattr(part_module, "_times", part_module._Recent(2))
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    same_time = [("a0", 5 * MS, b"%d" % i) for i in range(200)]
+    rows = [*rows_of(0, 500), *same_time]
+    metadata = [{"n": str(i), "m": "x"} for i in range(len(rows))]
+    for first in range(0, len(rows), 100):
+        assert push(logs, rows[first : first + 100], metadata[first : first + 100]) == 100
+        logs.flush()
+    assert push(logs, rows, metadata) == 0
+    turned = [dict(reversed(list(one.items()))) for one in metadata]
+    assert push(logs, rows, turned) == 0, "the order of metadata means nothing"
+    late = [(app, ts + 1, line) for app, ts, line in rows]
+    assert push(logs, late, metadata) == len(late)
+    db.log.close()  # no other goodbye
+    again = open_db(tmp_path)
+    logs = again.tenant("default").logs
+    assert push(logs, rows[::7], metadata[::7]) == 0
+    assert push(logs, late, metadata) == 0
+    assert sorted(read(logs)) == sorted([*rows, *late])
+    again.close()
+
+
+def test_a_damaged_part_takes_no_push_down(tmp_path: Path) -> None:
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    rows = rows_of(0, 100)
+    push(logs, rows)
+    logs.flush()
+    db.close()
+    (path,) = (tmp_path / "tenants/default/logs").glob("block-*")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    again = open_db(tmp_path)
+    logs = again.tenant("default").logs
+    assert push(logs, rows) == 100, "what cannot be read is not held against a push"
+    assert any("cannot be told from repeated ones" in damage for damage in logs.damage)
+    again.close()
+
+
 def test_late_entries_and_any_time_are_taken(tmp_path: Path) -> None:
     db = open_db(tmp_path)
     logs = db.tenant("default").logs
@@ -305,6 +360,47 @@ def test_damage_costs_a_group_or_a_part_not_the_start(tmp_path: Path) -> None:
     logs.flush()
     assert len(logs.manifest.blocks) == 3
     again.close()
+
+
+def read_or_fail(logs: LogStore) -> tuple[str, list[Row]]:
+    try:
+        return "", read(logs)
+    except CorruptionError as error:
+        return str(error), []
+
+
+def test_any_damage_of_a_part_is_told_and_counted_and_the_rest_is_read(tmp_path: Path) -> None:
+    """Each place of a part in turn: found at the start or by the read that needs it, named, never a wrong line."""
+    db = open_db(tmp_path)
+    logs = db.tenant("default").logs
+    good, hurt = rows_of(0, 60), rows_of(60, 60)
+    for rows in (hurt, good):
+        push(logs, rows)
+        logs.flush()
+    db.close()
+    path = min((tmp_path / "tenants/default/logs").glob("block-*"))
+    whole = path.read_bytes()
+    places = range(0, len(whole), max(1, len(whole) // 40))
+    for damaged in (
+        *(whole[:at] + bytes([whole[at] ^ 0x40]) + whole[at + 1 :] for at in places),
+        *(whole[:at] for at in places),
+    ):
+        path.write_bytes(damaged)
+        again = open_db(tmp_path)
+        logs = again.tenant("default").logs
+        error, got = read_or_fail(logs)
+        if error:
+            assert path.name in error
+            assert sorted(read(logs, end=60 * MS)) == sorted(good), "the other part is served"
+        else:
+            assert sorted(got) in (sorted(good), sorted([*good, *hurt])), "a part is read whole or not at all"
+            assert logs.damage or len(got) == len(good) + len(hurt)
+        if logs.damage:
+            assert path.name in logs.damage[0]
+            assert again.stats().damage == len(logs.damage)
+        again.log.close()
+        again.close()
+    path.write_bytes(whole)
 
 
 def test_parts_that_cannot_be_joined_stay_and_age(tmp_path: Path) -> None:
@@ -407,30 +503,37 @@ actions = st.lists(
         st.tuples(
             st.just("push"), st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.integers(0, 3)), max_size=6)
         ),
-        st.tuples(st.sampled_from(["flush", "maintain", "reopen"]), st.just([])),
+        st.tuples(st.sampled_from(["flush", "seal", "maintain", "reopen", "kill"]), st.just([])),
     ),
     max_size=12,
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(actions)
 def test_any_sequence_keeps_what_a_set_keeps(tmp_path_factory: pytest.TempPathFactory, steps: list[Any]) -> None:
     path = tmp_path_factory.mktemp("logs")
     db = open_db(path)
-    model: set[Row] = set()
+    model: set[tuple[Row, str]] = set()
     for step, rows in [*steps, ("reopen", [])]:
         logs = db.tenant("default").logs
         if step == "push":
-            made = [(f"a{app}", 1_000_000 * ts, f'{{"n":{n}}}'.encode()) for app, ts, n in rows]
+            made = [((f"a{app}", 1_000_000 * ts, f'{{"n":{n % 2}}}'.encode()), str(n // 2)) for app, ts, n in rows]
             if made:
-                push(logs, made)
+                new = push(logs, [row for row, _ in made], [{"k": k} if k != "0" else {} for _, k in made])
+                assert new == len(set(made) - model)
             model.update(made)
+        elif step == "kill":
+            path = killed(db, path)
+            db = open_db(path)
         elif step == "reopen":
             db.close()
             db = open_db(path)
+        elif step == "seal":  # full, and not yet a part
+            logs._log.submit(Step(logs._seal)).result()
         else:
             getattr(logs, step)()
-        got = read(db.tenant("default").logs)
-        assert set(got) == model
+        logs = db.tenant("default").logs
+        assert sorted(read(logs)) == sorted(row for row, _ in model)
+        assert logs.stats([], 0, END).entries == len(model)
     db.close()
