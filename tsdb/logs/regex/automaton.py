@@ -11,7 +11,7 @@ begin of the pattern too, unless it can only begin where the text does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
@@ -48,9 +48,15 @@ DEAD, FOUND, UNKNOWN, UNRESOLVED = 0, 1, 2, 3
 FIXED = 4
 """How many of these there are; they come first."""
 
-NO_STATE = -1
-MEMORY_MAX = 1 << 16
-"""Steps over literals and alphabets that one automaton remembers; then it begins anew."""
+IMAGES_MAX = 16
+"""States behind all texts of a kind that are worth knowing: seldom does what follows lead more of them together."""
+
+MEMORY_MAX = 1 << 14
+"""Answers of each sort that one automaton remembers; then it begins anew."""
+
+DIGITS = frozenset(b"0123456789")
+SLOT = 0
+"""Stands for a run of digits in a skeleton (docs/format/logs.md)."""
 
 
 class _Before(IntEnum):
@@ -187,7 +193,9 @@ def _kind_of(byte: int) -> int:
     return _Before.WORD if WORD >> byte & 1 else _Before.OTHER
 
 
-_Way = bytes | frozenset[int] | tuple[frozenset[int], ...]
+Kind = bytes | frozenset[int] | tuple[frozenset[int], ...]
+"""Texts: a skeleton, in which byte 0 stands for a run of digits; any of an alphabet but the empty one; or those whose
+byte k is of the k-th alphabet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +219,8 @@ class Automaton:
     shift: int
     begin: int
     ends: NDArray[np.bool_]
-    _memory: dict[tuple[_Way, int], int] = field(default_factory=dict, repr=False)
+    _overs: dict[tuple[bytes, int], int] = field(default_factory=dict, repr=False)
+    _images: dict[tuple[Kind, int], frozenset[int]] = field(default_factory=dict, repr=False)
 
     @property
     def fixed(self) -> int:
@@ -226,48 +235,54 @@ class Automaton:
     def _step(self, state: int, byte: int) -> int:
         return int(self.table[state + int(self.classes[byte])])
 
-    def _remember(self, key: tuple[_Way, int], state: int) -> int:
-        if len(self._memory) >= MEMORY_MAX:
-            self._memory.clear()
-        self._memory[key] = state
-        return state
-
     def over(self, text: bytes, state: int) -> int:
         """The state behind a text that will be asked for again."""
-        key = (text, state)
-        known = self._memory.get(key)
-        if known is not None:
-            return known
-        for byte in text:
-            state = self._step(state, byte)
-        return self._remember(key, state)
+        known = self._overs.get((text, state))
+        if known is None:
+            known = state
+            for byte in text:
+                known = self._step(known, byte)
+            if len(self._overs) >= MEMORY_MAX:
+                self._overs.clear()
+            self._overs[text, state] = known
+        return known
 
-    def over_any(self, alphabet: frozenset[int], state: int) -> int:
-        """The one state behind every text of an alphabet but the empty one; NO_STATE where there are several."""
-        key = (alphabet, state)
-        known = self._memory.get(key)
-        if known is not None:
-            return known
-        behind = {self._step(state, byte) for byte in alphabet}
-        if len(behind) == 1:
-            behind |= {self._step(next(iter(behind)), byte) for byte in alphabet}
-        return self._remember(key, behind.pop() if len(behind) == 1 else NO_STATE)
+    def images(self, kind: Kind, state: int) -> frozenset[int]:
+        """All states that are behind some text of a kind; none where that were more than IMAGES_MAX."""
+        known = self._images.get((kind, state))
+        if known is None:
+            known = self._images_of(kind, state)
+            if len(self._images) >= MEMORY_MAX:
+                self._images.clear()
+            self._images[kind, state] = known
+        return known
 
-    def over_shape(self, shape: tuple[frozenset[int], ...], state: int) -> int:
-        """The one state behind every text whose byte k is of ``shape[k]``; NO_STATE where there are several."""
-        key = (shape, state)
-        known = self._memory.get(key)
-        if known is not None:
-            return known
-        for alphabet in shape:
-            behind = {self._step(state, byte) for byte in alphabet}
-            if len(behind) > 1:
-                return self._remember(key, NO_STATE)
-            state = behind.pop()
-        return self._remember(key, state)
+    def _images_of(self, kind: Kind, state: int) -> frozenset[int]:
+        states = frozenset([state])
+        if isinstance(kind, bytes):
+            for byte in kind:
+                states = self._run_of(DIGITS, states) if byte == SLOT else self._stepped(states, [byte])
+                if len(states) > IMAGES_MAX:
+                    return frozenset()
+        elif isinstance(kind, tuple):
+            for alphabet in kind:
+                states = self._stepped(states, alphabet)
+                if len(states) > IMAGES_MAX:
+                    return frozenset()
+        else:
+            states = self._run_of(kind, states)
+        return states if len(states) <= IMAGES_MAX else frozenset()
 
+    def _stepped(self, states: frozenset[int], alphabet: Iterable[int]) -> frozenset[int]:
+        return frozenset([self._step(state, byte) for state in states for byte in alphabet])
 
-_DIGITS = frozenset(b"0123456789")
+    def _run_of(self, alphabet: frozenset[int], states: frozenset[int]) -> frozenset[int]:
+        """Behind one byte of an alphabet or more."""
+        found = new = self._stepped(states, alphabet)
+        while new and len(found) <= IMAGES_MAX:
+            new = self._stepped(new, alphabet) - found
+            found |= new
+        return found
 
 
 def build(pattern: str) -> Automaton:
@@ -364,8 +379,8 @@ def _packed(
     slot_classes[0] = count + 1
     made = Automaton(table.reshape(-1), classes, slot_classes, shift, first << shift, np.array(ends))
     for state in range(FIXED, states):
-        behind = made.over_any(_DIGITS, state << shift)
-        table[state, count + 1] = UNRESOLVED << shift if behind == NO_STATE else behind
+        behind = made.images(DIGITS, state << shift)
+        table[state, count + 1] = next(iter(behind)) if len(behind) == 1 else UNRESOLVED << shift
     return made
 
 

@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 
 from tsdb.kernels.log_regex import step_texts
 from tsdb.logs.frame import Texts
-from tsdb.logs.regex.automaton import FOUND, NO_STATE, UNKNOWN, UNRESOLVED, Automaton
+from tsdb.logs.regex.automaton import FOUND, UNKNOWN, UNRESOLVED, Automaton, Kind
+
+SEVERAL = -1
+"""In place of a state: which one it is depends on the value, which has to be read."""
 
 UNDECIDED = -1
 """Beside 0 and 1: the line has other bytes than ASCII before a match, RE2 has to see it."""
@@ -145,60 +148,75 @@ class _Walk:
             place[used] = np.arange(len(used))
             self.index = place[numbers]
 
-    def column(self, column: WalkedColumn) -> None:
-        """Over a value of each row."""
+    def value(self, column: WalkedColumn, literal: bytes) -> None:
+        """Over a value of each row and the literal behind it.
+
+        Values are not read where they and the literal lead each live state to one state, whatever they are.
+        """
         known = column.dictionary()
         odd_rows = column.odd()[0]
         if known is not None:
-            to = self._by_dictionary(column, *known, all_regular=not len(odd_rows))
+            to = self._by_dictionary(column, *known, literal, all_regular=not len(odd_rows))
         else:
-            ends = [self._behind(column, state) for state in self.live]
-            if not len(odd_rows) and NO_STATE not in ends:
+            ends = [self._behind(column, literal, state) for state in self.live]
+            if not len(odd_rows) and SEVERAL not in ends:
                 self._lead(ends)
                 return
             to = np.array(ends)[self.index] if self.index is not None else np.full(len(self.rows), ends[0])
         if to is None:
             return
-        unresolved = UNRESOLVED << self.automaton.shift
-        open_ = (to == NO_STATE) | (to == unresolved)
+        open_ = to == SEVERAL
         if len(odd_rows):
             odd = np.zeros(max(self._rows_end, int(odd_rows[-1]) + 1), np.bool_)
             odd[odd_rows] = True
             open_ |= odd[self.rows]
         if open_.all():
-            to = self._by_bytes(column, self.rows, self.states())
+            to = self._by_bytes(column, literal, self.rows, self.states())
         elif open_.any():
             chosen = np.flatnonzero(open_)
-            to[chosen] = self._by_bytes(column, self.rows[chosen], self.states()[chosen])
+            to[chosen] = self._by_bytes(column, literal, self.rows[chosen], self.states()[chosen])
         self._set(to)
 
-    def _by_bytes(self, column: WalkedColumn, rows: NDArray[np.int64], states: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _by_bytes(
+        self, column: WalkedColumn, literal: bytes, rows: NDArray[np.int64], states: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
         values = column.spans(rows)
-        return run_texts(self.automaton, values.data, values.starts, values.lengths, states)
+        return self._over(literal, run_texts(self.automaton, values.data, values.starts, values.lengths, states))
 
-    def _behind(self, column: WalkedColumn, state: int) -> int:
-        """The state behind every regular value of a column without dictionary, or NO_STATE."""
+    def _over(self, literal: bytes, states: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Behind a literal."""
+        numbers = states >> self.automaton.shift
+        to = np.zeros(self.automaton.states, np.int64)
+        for number in np.flatnonzero(np.bincount(numbers, minlength=len(to))).tolist():
+            to[number] = self.automaton.over(literal, number << self.automaton.shift)
+        behind: NDArray[np.int64] = to[numbers]
+        return behind
+
+    def _one_behind(self, kind: Kind, literal: bytes, state: int) -> int:
+        """The state behind every text of a kind and a literal; SEVERAL where there are several."""
+        ends = {self.automaton.over(literal, image) for image in self.automaton.images(kind, state)}
+        return ends.pop() if len(ends) == 1 else SEVERAL
+
+    def _behind(self, column: WalkedColumn, literal: bytes, state: int) -> int:
+        """The state behind every regular value of a column without dictionary and a literal, or SEVERAL."""
         if state < self.automaton.fixed:
             return state
         alphabet, shape = column.alphabet, column.shape
-        behind = NO_STATE if alphabet is None else self.automaton.over_any(alphabet, state)
-        return self.automaton.over_shape(shape, state) if behind == NO_STATE and shape is not None else behind
+        behind = SEVERAL if alphabet is None else self._one_behind(alphabet, literal, state)
+        return self._one_behind(shape, literal, state) if behind == SEVERAL and shape is not None else behind
 
     def _by_dictionary(
-        self, column: WalkedColumn, texts: Texts, slots: bool, *, all_regular: bool
+        self, column: WalkedColumn, texts: Texts, slots: bool, literal: bytes, *, all_regular: bool
     ) -> NDArray[np.int64] | None:
-        """States behind the values of a column of few texts, UNRESOLVED where its digits matter; None where no row
-        had to be looked at."""
-        data, offsets = texts
-        count, many = len(offsets) - 1, len(self.live)
-        starts, lengths = offsets[:-1], np.diff(offsets)
-        dense = many * count <= len(self.rows)
+        """States behind the values of a column of few texts and a literal, SEVERAL where their digits matter; None
+        where no row had to be looked at."""
+        count, many = len(texts.offsets) - 1, len(self.live)
+        dense = 0 < many * count <= len(self.rows)
         if dense:
-            before = np.repeat(np.array(self.live, np.int64), count)
-            table = run_texts(self.automaton, data, np.tile(starts, many), np.tile(lengths, many), before, slots=slots)
+            live, code = np.divmod(np.arange(many * count), count)
+            table = self._behind_texts(texts, slots, literal, live, code)
             matrix = table.reshape(many, count)
-            same = (matrix == matrix[:, :1]).all() and not (table == UNRESOLVED << self.automaton.shift).any()
-            if all_regular and same:
+            if all_regular and (matrix == matrix[:, :1]).all() and not (matrix == SEVERAL).any():
                 self._lead(matrix[:, 0].tolist())
                 return None
         codes = column.codes(self.rows)
@@ -206,9 +224,20 @@ class _Walk:
         if dense:
             return table[pairs]
         some, inverse = np.unique(pairs, return_inverse=True)
-        live, code = np.divmod(some, count)
+        return self._behind_texts(texts, slots, literal, *np.divmod(some, count))[inverse]
+
+    def _behind_texts(
+        self, texts: Texts, slots: bool, literal: bytes, live: NDArray[np.int64], code: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """States behind pairs of a live state and a text of a dictionary, and a literal."""
+        data, offsets = texts
+        starts = offsets[code]
         before = np.array(self.live, np.int64)[live]
-        return run_texts(self.automaton, data, starts[code], lengths[code], before, slots=slots)[inverse]
+        behind = run_texts(self.automaton, data, starts, offsets[code + 1] - starts, before, slots=slots)
+        to = self._over(literal, behind)
+        for k in np.flatnonzero(behind == UNRESOLVED << self.automaton.shift).tolist():
+            to[k] = self._one_behind(texts.text(code[k]), literal, self.live[live[k]])
+        return to
 
 
 def search_columns(
@@ -230,6 +259,5 @@ def search_columns(
     for column, literal in zip(columns, literals[1:], strict=True):
         if walk.done:
             break
-        walk.column(column)
-        walk.literal(literal)
+        walk.value(column, literal)
     return verdicts(automaton, walk.states())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tsdb.kernels.log_regex import step_texts
 from tsdb.logs.frame import Texts
 from tsdb.logs.regex import automaton as automata
-from tsdb.logs.regex.automaton import NO_STATE, UNRESOLVED, automaton_of, build
+from tsdb.logs.regex.automaton import DIGITS, UNRESOLVED, automaton_of, build
 from tsdb.logs.regex.syntax import UnsupportedError
 from tsdb.logs.regex.walk import UNDECIDED, run_texts, search_texts
 
@@ -177,15 +177,24 @@ def test_steps_over_literals_alphabets_and_shapes(pattern: str, before: bytes, t
         return
     state = automaton.over(before, automaton.begin)
     assert automaton.over(text, state) == automaton.over(before + text, automaton.begin)
-    assert automaton.over_shape(tuple(frozenset([byte]) for byte in text), state) == automaton.over(text, state)
-    behind = automaton.over_any(frozenset(b"0123456789"), state)
+    shape = tuple(frozenset([byte]) for byte in text)
+    assert automaton.images(shape, state) == {automaton.over(text, state)}
     texts_ = Texts.of([b"0", b"12", b"345", b"7890123456", b"\x00"])
     starts, lengths = texts_.offsets[:-1], np.diff(texts_.offsets)
     found = run_texts(automaton, texts_.data, starts, lengths, np.full(5, state), slots=True)
-    if behind == NO_STATE:
-        assert found[4] == UNRESOLVED << automaton.shift
+    images = automaton.images(DIGITS, state)
+    if len(images) == 1:
+        assert set(found.tolist()) == images
     else:
-        assert (found == behind).all()
+        assert found[4] == UNRESOLVED << automaton.shift
+        assert not images or images >= set(found[:4].tolist())
+    skeleton = automaton.images(text + b"\x00x\x00", state)
+    some = [b"0x0", b"12x345", b"9x88888888", b"1234567x0"]
+    assert not skeleton or skeleton >= {automaton.over(text + end, state) for end in some}
+    fixed = automaton.images((DIGITS, frozenset(b"ab"), DIGITS), state)
+    assert not fixed or fixed == {automaton.over(b"%da%d" % (k // 10, k % 10), state) for k in range(100)} | {
+        automaton.over(b"%db%d" % (k // 10, k % 10), state) for k in range(100)
+    }
 
 
 def _plain_steps(table: list[int], classes: list[int], fixed: int, text: bytes, state: int) -> int:
