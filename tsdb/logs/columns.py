@@ -22,6 +22,7 @@ from tsdb.kernels.log_scan import find_at_begin
 from tsdb.logs.blobs import NO_INTS, BlobReader, BlobWriter
 from tsdb.logs.frame import Column, FieldKind, Texts, contains, gather, padded
 from tsdb.logs.needles import Place
+from tsdb.logs.regex.automaton import Kind, Run
 from tsdb.logs.text_types import (
     IPV6_BYTES,
     IPV6_RUN,
@@ -531,19 +532,22 @@ class StoredColumn:
 
     @property
     def alphabet(self) -> frozenset[int] | None:
-        """Bytes that its regular texts are made of, of which none is empty; None = any."""
+        """Bytes that its regular texts are made of; None = any."""
         if self.type == "num" and self._entry["s"] == 0:
             return _INTEGERS
         return Layout(*self._entry["f"]).alphabet if self.type == "time" else _ALPHABETS.get(self.type)
 
     @property
-    def shape(self) -> tuple[frozenset[int], ...] | None:
-        """Bytes at each place of its regular texts, where all are equally long."""
+    def kind(self) -> Kind | None:
+        """What its regular texts have in common for an automaton; None = nothing, or it has a dictionary."""
         if self.type == "hex":
             return (_ALPHABETS["hex"],) * self.hex_width
         if self.type == "time":
             return Layout(*self._entry["f"]).shape
-        return UUID_SHAPE if self.type == "uuid" else None
+        if self.type == "uuid":
+            return UUID_SHAPE
+        alphabet = self.alphabet
+        return None if alphabet is None else Run(alphabet, _LONGEST.get(self.type, kernels.NUMBER_BYTES_MAX))
 
     def dictionary(self) -> tuple[Texts, bool] | None:
         """The distinct regular texts of a column of few, and whether byte 0 in them stands for digits of a row."""

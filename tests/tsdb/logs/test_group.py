@@ -17,6 +17,7 @@ from tsdb.kernels.log_split import JSON, TEXT, VALUES_MAX, split_lines
 from tsdb.logs.columns import spans_of
 from tsdb.logs.frame import FieldKind, Format, Texts
 from tsdb.logs.group import Entries, GroupHead, StoredRows, encode_group
+from tsdb.logs.regex.automaton import automaton_of
 
 scalars = st.one_of(
     st.text(max_size=12), st.integers(-(10**19), 10**19), st.floats(allow_nan=False, allow_infinity=False),
@@ -332,5 +333,8 @@ def test_lying_groups_raise() -> None:
         try:
             rows = StoredRows(GroupHead(memoryview(bytes(bad)), "bad"), memoryview(bytes(bad)))
             rows.lines(np.arange(rows.n))
+            automaton = automaton_of("[a-f]{3}|[0-9]{4}x")
+            assert automaton is not None
+            rows.search(automaton, rows.every_row)
         except (CorruptionError, ValueError, KeyError, TypeError, IndexError, AttributeError):
             pass

@@ -15,10 +15,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tsdb.kernels.log_columns import DIGITS_MAX, SLOT
 from tsdb.logs.regex.syntax import (
     ASCII,
     WORD,
@@ -48,15 +50,14 @@ DEAD, FOUND, UNKNOWN, UNRESOLVED = 0, 1, 2, 3
 FIXED = 4
 """How many of these there are; they come first."""
 
-IMAGES_MAX = 16
-"""States behind all texts of a kind that are worth knowing: seldom does what follows lead more of them together."""
+SEVERAL = -1
+"""In place of a state: which one it is depends on a value, which has to be read."""
+
+IMAGES_MAX = 64
+"""States behind all texts of a kind that are worth following: a long list costs more than it often saves."""
 
 MEMORY_MAX = 1 << 14
 """Answers of each sort that one automaton remembers; then it begins anew."""
-
-DIGITS = frozenset(b"0123456789")
-SLOT = 0
-"""Stands for a run of digits in a skeleton (docs/format/logs.md)."""
 
 
 class _Before(IntEnum):
@@ -193,9 +194,19 @@ def _kind_of(byte: int) -> int:
     return _Before.WORD if WORD >> byte & 1 else _Before.OTHER
 
 
-Kind = bytes | frozenset[int] | tuple[frozenset[int], ...]
-"""Texts: a skeleton, in which byte 0 stands for a run of digits; any of an alphabet but the empty one; or those whose
-byte k is of the k-th alphabet."""
+class Run(NamedTuple):
+    """All texts of an alphabet but the empty one and those of more than ``most`` bytes."""
+
+    alphabet: frozenset[int]
+    most: int
+
+
+Kind = Run | bytes | tuple[frozenset[int], ...]
+"""Texts: a run; what a skeleton stands for; or those whose byte k is of the k-th alphabet."""
+
+DIGITS = frozenset(b"0123456789")
+SLOT_DIGITS = Run(DIGITS, DIGITS_MAX)
+"""What a slot stands for: a longer run of digits is no number to a skeleton."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +231,7 @@ class Automaton:
     begin: int
     ends: NDArray[np.bool_]
     _overs: dict[tuple[bytes, int], int] = field(default_factory=dict, repr=False)
-    _images: dict[tuple[Kind, int], frozenset[int]] = field(default_factory=dict, repr=False)
+    _behinds: dict[tuple[Kind, bytes, int], int] = field(default_factory=dict, repr=False)
 
     @property
     def fixed(self) -> int:
@@ -247,40 +258,41 @@ class Automaton:
             self._overs[text, state] = known
         return known
 
-    def images(self, kind: Kind, state: int) -> frozenset[int]:
-        """All states that are behind some text of a kind; none where that were more than IMAGES_MAX."""
-        known = self._images.get((kind, state))
+    def behind(self, kind: Kind, literal: bytes, state: int) -> int:
+        """The state behind every text of a kind and a literal; SEVERAL where it depends on the text."""
+        known = self._behinds.get((kind, literal, state))
         if known is None:
-            known = self._images_of(kind, state)
-            if len(self._images) >= MEMORY_MAX:
-                self._images.clear()
-            self._images[kind, state] = known
+            ends = {self.over(literal, image) for image in self.images(kind, state)}
+            known = ends.pop() if len(ends) == 1 else SEVERAL
+            if len(self._behinds) >= MEMORY_MAX:
+                self._behinds.clear()
+            self._behinds[kind, literal, state] = known
         return known
 
-    def _images_of(self, kind: Kind, state: int) -> frozenset[int]:
+    def images(self, kind: Kind, state: int) -> frozenset[int]:
+        """All states that are behind some text of a kind; none where that were more than IMAGES_MAX."""
         states = frozenset([state])
-        if isinstance(kind, bytes):
-            for byte in kind:
-                states = self._run_of(DIGITS, states) if byte == SLOT else self._stepped(states, [byte])
-                if len(states) > IMAGES_MAX:
-                    return frozenset()
-        elif isinstance(kind, tuple):
-            for alphabet in kind:
-                states = self._stepped(states, alphabet)
-                if len(states) > IMAGES_MAX:
-                    return frozenset()
-        else:
+        if isinstance(kind, Run):
             states = self._run_of(kind, states)
+        else:
+            for part in kind:
+                if part == SLOT:
+                    states = self._run_of(SLOT_DIGITS, states)
+                else:
+                    states = self._stepped(states, [part] if isinstance(part, int) else part)
+                if len(states) > IMAGES_MAX:
+                    break
         return states if len(states) <= IMAGES_MAX else frozenset()
 
     def _stepped(self, states: frozenset[int], alphabet: Iterable[int]) -> frozenset[int]:
         return frozenset([self._step(state, byte) for state in states for byte in alphabet])
 
-    def _run_of(self, alphabet: frozenset[int], states: frozenset[int]) -> frozenset[int]:
-        """Behind one byte of an alphabet or more."""
-        found = new = self._stepped(states, alphabet)
-        while new and len(found) <= IMAGES_MAX:
-            new = self._stepped(new, alphabet) - found
+    def _run_of(self, run: Run, states: frozenset[int]) -> frozenset[int]:
+        found = new = self._stepped(states, run.alphabet)
+        for _ in range(run.most - 1):
+            new = self._stepped(new, run.alphabet) - found
+            if not new or len(found) > IMAGES_MAX:
+                break
             found |= new
         return found
 
@@ -379,8 +391,8 @@ def _packed(
     slot_classes[0] = count + 1
     made = Automaton(table.reshape(-1), classes, slot_classes, shift, first << shift, np.array(ends))
     for state in range(FIXED, states):
-        behind = made.images(DIGITS, state << shift)
-        table[state, count + 1] = next(iter(behind)) if len(behind) == 1 else UNRESOLVED << shift
+        behind = made.behind(SLOT_DIGITS, b"", state << shift)
+        table[state, count + 1] = UNRESOLVED << shift if behind == SEVERAL else behind
     return made
 
 

@@ -17,10 +17,7 @@ from numpy.typing import NDArray
 
 from tsdb.kernels.log_regex import step_texts
 from tsdb.logs.frame import Texts
-from tsdb.logs.regex.automaton import FOUND, UNKNOWN, UNRESOLVED, Automaton, Kind
-
-SEVERAL = -1
-"""In place of a state: which one it is depends on the value, which has to be read."""
+from tsdb.logs.regex.automaton import FOUND, SEVERAL, UNKNOWN, UNRESOLVED, Automaton, Kind
 
 UNDECIDED = -1
 """Beside 0 and 1: the line has other bytes than ASCII before a match, RE2 has to see it."""
@@ -43,13 +40,8 @@ class WalkedColumn(Protocol):
     """What has to be known of a column."""
 
     @property
-    def alphabet(self) -> frozenset[int] | None:
-        """Bytes of its regular texts, none of which is empty; None = any."""
-        ...
-
-    @property
-    def shape(self) -> tuple[frozenset[int], ...] | None:
-        """Bytes at each place of its regular texts, where all are equally long."""
+    def kind(self) -> Kind | None:
+        """What its regular texts have in common; None = nothing."""
         ...
 
     def dictionary(self) -> tuple[Texts, bool] | None:
@@ -158,7 +150,8 @@ class _Walk:
         if known is not None:
             to = self._by_dictionary(column, *known, literal, all_regular=not len(odd_rows))
         else:
-            ends = [self._behind(column, literal, state) for state in self.live]
+            kind = column.kind
+            ends = [self._behind(kind, literal, state) for state in self.live]
             if not len(odd_rows) and SEVERAL not in ends:
                 self._lead(ends)
                 return
@@ -192,18 +185,10 @@ class _Walk:
         behind: NDArray[np.int64] = to[numbers]
         return behind
 
-    def _one_behind(self, kind: Kind, literal: bytes, state: int) -> int:
-        """The state behind every text of a kind and a literal; SEVERAL where there are several."""
-        ends = {self.automaton.over(literal, image) for image in self.automaton.images(kind, state)}
-        return ends.pop() if len(ends) == 1 else SEVERAL
-
-    def _behind(self, column: WalkedColumn, literal: bytes, state: int) -> int:
-        """The state behind every regular value of a column without dictionary and a literal, or SEVERAL."""
+    def _behind(self, kind: Kind | None, literal: bytes, state: int) -> int:
         if state < self.automaton.fixed:
             return state
-        alphabet, shape = column.alphabet, column.shape
-        behind = SEVERAL if alphabet is None else self._one_behind(alphabet, literal, state)
-        return self._one_behind(shape, literal, state) if behind == SEVERAL and shape is not None else behind
+        return SEVERAL if kind is None else self.automaton.behind(kind, literal, state)
 
     def _by_dictionary(
         self, column: WalkedColumn, texts: Texts, slots: bool, literal: bytes, *, all_regular: bool
@@ -236,7 +221,7 @@ class _Walk:
         behind = run_texts(self.automaton, data, starts, offsets[code + 1] - starts, before, slots=slots)
         to = self._over(literal, behind)
         for k in np.flatnonzero(behind == UNRESOLVED << self.automaton.shift).tolist():
-            to[k] = self._one_behind(texts.text(code[k]), literal, self.live[live[k]])
+            to[k] = self.automaton.behind(texts.text(code[k]), literal, self.live[live[k]])
         return to
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tsdb.kernels.log_regex import step_texts
 from tsdb.logs.frame import Texts
 from tsdb.logs.regex import automaton as automata
-from tsdb.logs.regex.automaton import DIGITS, UNRESOLVED, automaton_of, build
+from tsdb.logs.regex.automaton import DIGITS, SEVERAL, SLOT_DIGITS, UNRESOLVED, Run, automaton_of, build
 from tsdb.logs.regex.syntax import UnsupportedError
 from tsdb.logs.regex.walk import UNDECIDED, run_texts, search_texts
 
@@ -161,6 +161,12 @@ def test_large_automata_are_given_up(pattern: str) -> None:
     assert automaton_of(pattern) is None
 
 
+def test_an_anchored_pattern_dies_early() -> None:
+    automaton = build("^foo")
+    assert automaton.over(b"x", automaton.begin) == automata.DEAD << automaton.shift
+    assert automaton.over(b"foo", automaton.begin) == automata.FOUND << automaton.shift
+
+
 def test_tables_stay_within_their_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     size = len(build("abcdefgh").table)
     monkeypatch.setattr(automata, "TABLE_MAX", size)
@@ -182,7 +188,14 @@ def test_steps_over_literals_alphabets_and_shapes(pattern: str, before: bytes, t
     texts_ = Texts.of([b"0", b"12", b"345", b"7890123456", b"\x00"])
     starts, lengths = texts_.offsets[:-1], np.diff(texts_.offsets)
     found = run_texts(automaton, texts_.data, starts, lengths, np.full(5, state), slots=True)
-    images = automaton.images(DIGITS, state)
+    images = automaton.images(SLOT_DIGITS, state)
+    short = automaton.images(Run(DIGITS, 2), state)
+    assert not images or short <= images
+    assert not short or short == {automaton.over(b"%d" % k, state) for k in range(100)} | {
+        automaton.over(b"%02d" % k, state) for k in range(100)
+    }
+    behind = automaton.behind(SLOT_DIGITS, text, state)
+    assert behind == SEVERAL or {automaton.over(end + text, state) for end in (b"7", b"0123456789")} == {behind}
     if len(images) == 1:
         assert set(found.tolist()) == images
     else:
