@@ -1,7 +1,8 @@
-"""CPU of nginx' lines: ``python -m benchmarks.nginx [--lines 1000000]``.
+"""CPU of nginx' lines: ``python -m benchmarks.nginx [--lines 1000000] [--backlog-bytes 1000000000]``.
 
-Counting (JSON, combined), following a file into the store with a fsynced log and counters, and 200 files in which
-nothing happens. CPU time of this process, all threads; lines of the shared generator.
+Counting (JSON, combined), following a file into the store with a fsynced log and counters, a file that has a backlog
+of 1 GB at the start and the memory that takes, and 200 files in which nothing happens. CPU time of this process, all
+threads; lines of the shared generator.
 """
 
 from __future__ import annotations
@@ -101,6 +102,40 @@ def followed(lines: list[bytes]) -> tuple[float, float]:
             tail.close()
 
 
+def backlog(lines: list[bytes], size: int) -> tuple[float, float, float, float]:
+    """CPU and wall seconds a GB, bytes of memory above the start, and lines: of a file that waits at the start."""
+    block = b"\n".join(lines) + b"\n"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (folder / "access.log").open("wb") as file:
+            for _ in range(-(-size // len(block))):
+                file.write(block)
+            written = file.tell()
+        tail = _Tail(folder, str(folder / "*.log"))
+        try:
+            tail.tailer.load()
+            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+            before = _memory("VmRSS")
+            begin, wall = time.process_time(), time.perf_counter()
+            while tail.tailer.poll():
+                pass
+            total = written // len(block) * len(lines)
+            while tail.deriver.stats.lines < total:
+                time.sleep(0.01)
+            gigabytes = written / 1e9
+            took = (time.process_time() - begin) / gigabytes, (time.perf_counter() - wall) / gigabytes
+            assert tail.tailer.stats.lines == total
+            return *took, _memory("VmHWM") - before, total
+        finally:
+            tail.close()
+
+
+def _memory(name: str) -> float:
+    """A number of ``/proc/self/status``, bytes."""
+    text = Path("/proc/self/status").read_text()
+    return 1024.0 * int(text.partition(f"{name}:")[2].split()[0])
+
+
 def idle() -> float:
     """Share of a core that files without news cost."""
     with tempfile.TemporaryDirectory() as name:
@@ -124,6 +159,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--generator", type=Path, default=SHARED / "data" / "nginx_lines.py")
+    parser.add_argument("--backlog-bytes", type=int, default=1_000_000_000)
     args = parser.parse_args()
     rows = [row for batch in generator(args.generator).batches(args.lines) for row in batch]
     lines = [text.encode() for _, _, text in rows]
@@ -139,6 +175,7 @@ def main() -> int:
     json_rate = counted(few, places, JsonFormat())
     combined_rate = counted(combined, places, TextFormat(COMBINED))
     cpu, wall = followed(lines)
+    cpu_gb, wall_gb, memory, total = backlog(few, args.backlog_bytes)
     share = idle()
     print("| what | measured | bar |\n|---|---|---|")
     print(f"| counting JSON lines | {json_rate:,.0f} lines/s/core | {COUNTED_BAR:,} |")
@@ -147,6 +184,10 @@ def main() -> int:
     print(
         f"| a file of {len(lines):,} lines into the store and counted | {len(lines) / cpu:,.0f} lines/s of CPU, "
         f"{cpu / size * 1e9:.1f} CPU s/GB, {len(lines) / wall:,.0f} lines/s | |"
+    )
+    print(
+        f"| a backlog of {args.backlog_bytes / 1e9:g} GB, {total:,.0f} lines | "
+        f"{cpu_gb:.1f} CPU s/GB, {wall_gb:.1f} s/GB, {memory / 1e6:.0f} MB above the start | |"
     )
     print(f"| {IDLE_FILES} files without news | {100 * share:.2f} % of a core | {100 * IDLE_BAR:g} % |")
     return int(json_rate < COUNTED_BAR or combined_rate < COUNTED_BAR or share > IDLE_BAR)
