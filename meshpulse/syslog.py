@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from ingest.logs.push import PushReceiver, Streams
-from meshpulse.config import Config
+from meshpulse.config import Config, ConfigError
 from meshpulse.syslog_config import syslog_listener
 from meshpulse.tls import TlsFiles
 from tsdb.tally import Tally
@@ -38,8 +38,12 @@ class Syslog:
 
         Raises
         ------
-        OSError        an address cannot be listened to, or TLS files cannot be read; nothing has changed
+        OSError        an address cannot be listened to; nothing has changed
+        ConfigError, TlsFilesError        there is no certificate; nothing has changed
         """
+        tls = any(entry.protocol == "tls" for entry in config.syslog.listeners)
+        if tls and not config.server.tls_cert_file:  # checked when it was read, but ``server`` waits for a restart
+            raise ConfigError("syslog.listeners: tls needs server.tls_cert_file, which waits for a restart")
         if self.receiver is None:
             if not config.syslog.listeners:
                 return

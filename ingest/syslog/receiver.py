@@ -15,7 +15,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -207,7 +207,10 @@ class SyslogReceiver:
             if address not in wanted:
                 await self._shut(self._doors.pop(address))
             else:
-                self._doors[address].settings = wanted[address]
+                door = self._doors[address]
+                if door.settings.protocol != wanted[address].protocol:
+                    await _cancel(door.connections)  # who spoke plain text may not go on doing so
+                door.settings = wanted[address]
         for address, door in opened.items():
             self._doors[address] = door
             if address[0] == "udp":
@@ -217,10 +220,7 @@ class SyslogReceiver:
 
     async def _shut(self, door: _Door) -> None:
         self._loop.remove_reader(door.socket)
-        tasks = [*door.connections, *([door.accepting] if door.accepting else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _cancel([*door.connections, *([door.accepting] if door.accepting else [])])
         door.socket.close()
 
     async def _end(self) -> None:
@@ -229,10 +229,7 @@ class SyslogReceiver:
         until = self._loop.time() + DRAIN_S
         while self._held and self._loop.time() < until:
             await asyncio.sleep(0.01)
-        ending = [task for task in (self._writing, self._beside) if task is not None]
-        for task in ending:
-            task.cancel()
-        await asyncio.gather(*ending, return_exceptions=True)
+        await _cancel([task for task in (self._writing, self._beside) if task is not None])
         if self._queue:
             lost = sum(len(item.messages) for item in self._queue)
             self._tally.add(Reason.OVERLOADED, lost)
@@ -321,7 +318,7 @@ class SyslogReceiver:
             await self._take(door, sender, framer.close(), framer)
         except OSError as error:  # TLS errors are such too
             self.stats.broken += 1
-            log.info("syslog: connection of %s ended: %s", sender, error)
+            log.debug("syslog: connection of %s ended: %s", sender, error)
         finally:
             if transport is not None:
                 transport.close()
@@ -403,6 +400,14 @@ class SyslogReceiver:
         if text not in self._said and len(self._said) < 1000:
             self._said.add(text)
             log.warning(text)
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """End tasks, and wait until they have."""
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)
 
 
 def _bound(settings: ListenerSettings) -> socket.socket:

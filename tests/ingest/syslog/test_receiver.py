@@ -265,9 +265,11 @@ def test_another_configuration_keeps_what_stays(world: World) -> None:
             with pytest.raises(OSError, match="syslog: cannot listen on"):
                 world.listen(replace(here, port=taken.getsockname()[1]), UDP)
         assert list(world.receiver.addresses) == [here.address], "nothing has changed"
-        world.listen()
+        world.listen(replace(here, protocol="tls"))  # who spoke plain text may not go on doing so
         sender.settimeout(PATIENCE_S)
         assert sender.recv(1) == b""
+    world.listen()
+    assert not world.receiver.addresses
 
 
 def test_the_end_stores_what_was_taken(world: World) -> None:
