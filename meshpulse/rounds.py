@@ -217,8 +217,13 @@ class Rounds:
             return
         for seat in served:
             assert seat.push is not None
-            answer, seat.push = steps.finish(seat.push), None
-            self._answer(seat, answer)
+            try:
+                answer, seat.push = steps.finish(seat.push), None
+            except Exception:
+                log.exception("the answer to a push failed")
+                self._end(seat)
+            else:
+                self._answer(seat, answer)
 
     def _answer(self, seat: _Seat, answer: Answer) -> None:
         try:

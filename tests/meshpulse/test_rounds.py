@@ -115,4 +115,8 @@ def test_a_fault_of_ours_ends_the_round_and_not_the_thread(served: Served) -> No
         assert first_again.read() == "closed"
         first_again.__exit__()
         served.steps._push = kept
+        with served.connect() as third, pytest.MonkeyPatch.context() as patch:
+            patch.delattr(type(served.steps), "finish")
+            third.send(push(b"abc"))
+            assert third.read() == "closed"
         assert second.ask(push(b"abc")) == "direct 3 294"
