@@ -127,7 +127,8 @@ def print_reads(server: Server, raw: int, start_ns: int, end_ns: int) -> None:
         ("full scan, a regex without literals", "|~ `[#]{3}|[@]{3}`"),
         ("full scan, a regex for any case", "|~ `(?i)error|warn`"),
         ("full scan, a regex of many states", "|~ `(x|q).{6}[!$]`"),
-        ("full scan, a regex that every digit may begin", r"|~ `(?:[0-9]{1,3}\.){3}[0-9]{1,3}:99`"),
+        ("full scan, a regex for addresses", r"|~ `(?:[0-9]{1,3}\.){3}[0-9]{1,3}:99`"),
+        ("full scan, a regex that has to read every number", r"|~ `\b5\d\d\b.*[!$]`"),
         ("full scan, a regex left to RE2 (too many states)", "|~ `[xq].{60}[!$]`"),
     ):
         asked = client.ask(
