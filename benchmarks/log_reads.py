@@ -15,6 +15,9 @@ import psutil
 from benchmarks.peers import Server
 
 TIMES = 5
+STEADY_S = 25.0
+"""Longer than two rounds of ``meshpulse.memory``."""
+
 SECOND = 1_000_000_000
 HOUR = 3600 * SECOND
 ALL = '{log="access"}'
@@ -139,8 +142,10 @@ def print_reads(server: Server, raw: int, start_ns: int, end_ns: int) -> None:
         note = f"{1e3 * min(asked.walls):,.0f} ms; {entries(asked)} lines"
         print(f"| {name} | {rate:.2f} GB/s/core{met} | 0.8 GB/s/core | {note} |", flush=True)
     assert server.process is not None
-    memory = psutil.Process(server.process.pid).memory_info()
-    print(
-        f"\nRSS of the server after all of it: {memory.rss / 1e6:.0f} MB, "
-        f"of which {memory.shared / 1e6:.0f} MB are pages of files, parts among them"
-    )
+    for when, seconds in (("right after all of it", 0.0), ("a while later", STEADY_S)):
+        time.sleep(seconds)
+        memory = psutil.Process(server.process.pid).memory_info()
+        print(
+            f"\nRSS of the server {when}: {memory.rss / 1e6:.0f} MB, "
+            f"of which {memory.shared / 1e6:.0f} MB are pages of files, parts among them"
+        )

@@ -30,7 +30,7 @@ from meshpulse.edge import Edge, EdgeLimits
 from meshpulse.exemplars import ExemplarReader
 from meshpulse.health import HealthParts, build_health
 from meshpulse.live import LiveConfig
-from meshpulse.memory import COMPILING_S, settle_objects
+from meshpulse.memory import COMPILING_S, MemoryKeeper, settle_objects
 from meshpulse.nginx import NginxParts, build_nginx
 from meshpulse.query_log import QueryLog
 from meshpulse.scraping import Scraping
@@ -209,6 +209,7 @@ class Runtime:
         self.tally = Tally()
         self.edge = Edge(edge_limits(config), self.tally)
         self.parts: Parts | None = None
+        self._memory = MemoryKeeper()
         self.lifecycle: Lifecycle | None = None
         self._scraping_begins: asyncio.Future[None] | None = None
         self._clock = clock or SystemClock()
@@ -338,6 +339,7 @@ class Runtime:
 
     def start_loops(self) -> None:
         """Begin to scrape and to judge endpoints; called on the event loop."""
+        self._memory.start()
         if self.parts:
             self._scraping_begins = asyncio.ensure_future(self.parts.scraping.apply(self.config))
         if self.parts and self.parts.health:
@@ -352,6 +354,7 @@ class Runtime:
 
     async def stop_loops(self) -> None:
         """End what :meth:`start_loops` began; without stale markers, so that a quick restart leaves no gap."""
+        await asyncio.to_thread(self._memory.close)
         if self.parts and self.parts.health:
             await self.parts.health.close(self.config.server.drain.total_seconds())
         if self.parts:

@@ -9,7 +9,6 @@ from tsdb.kernels.keys import equal_bytes, hash_bytes, mum
 from tsdb.kernels.log_scan import copy_text
 
 _P = np.uint64(0xA0761D6478BD642F)
-_U0 = np.uint64(0)
 _U1 = np.uint64(1)
 PROBES = 6
 """Bits a value sets in a bloom filter of BITS_PER_VALUE bits a value: 0.9 % false positives."""
