@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from meshpulse.nginx_config import NginxConfig
 from meshpulse.scrape_config import ScrapeConfig
 from meshpulse.syslog_config import SyslogConfig, open_to_all
 from query.limits import QueryLimits
+from tsdb.compaction import SPANS_MS
 from tsdb.db import DEFAULT_TENANT
 from tsdb.limits import SeriesLimits, TimeLimits
 from tsdb.logs.buffer import BATCH_ROWS_MAX
@@ -124,8 +126,16 @@ class StorageConfig(Section):
     out_of_order_window: Duration = timedelta(milliseconds=TimeLimits().out_of_order_window_ms)
     future_max: Duration = timedelta(milliseconds=TimeLimits().future_max_ms)
     block_span: Duration = timedelta(hours=2)
+    compaction_spans: list[Duration] = [timedelta(milliseconds=span_ms) for span_ms in SPANS_MS]
     free_bytes_min: Size = 1 << 30
     free_fraction_min: float = Field(default=0.05, ge=0, lt=1)
+
+    @field_validator("compaction_spans")
+    @classmethod
+    def _spans_nest(cls, spans: list[timedelta]) -> list[timedelta]:
+        if any(long <= short or long % short for short, long in pairwise([timedelta(milliseconds=1), *spans])):
+            raise ValueError("each span must be a multiple of the one before")
+        return spans
 
     @field_validator("shards")
     @classmethod

@@ -17,6 +17,8 @@ from meshpulse import version
 from query.api import ApiStats
 from query.asgi import QUERY_BUCKETS_S
 from query.loki_api import LokiApiStats
+from tsdb.compaction import Failure
+from tsdb.db import TSDB
 from tsdb.errors import Reason
 from tsdb.wal.log import SYNC_BUCKETS_S
 
@@ -111,7 +113,31 @@ class _Ours(Collector):
         yield _gauge("block_bytes", "Size of the blocks on disk", stats.block_bytes)
         yield _counter("cuts", "Heads cut into blocks", stats.cuts)
         yield _counter("cut_failures", "Cuts that failed and are tried again", stats.cut_failures)
+        yield from self._compaction(self._runtime.parts.db if self._runtime.parts else None)
         yield _gauge("damage", "Damaged ranges set aside", stats.damage)
+
+    def _compaction(self, db: TSDB | None) -> Iterator[Metric]:
+        if db is None:
+            return
+        blocks = GaugeMetricFamily("meshpulse_tier_blocks", "Blocks by the span they are made for", labels=["span"])
+        size = GaugeMetricFamily("meshpulse_tier_bytes", "Their size", labels=["span"])
+        made = CounterMetricFamily("meshpulse_compactions", "Blocks made of shorter ones", labels=["span"])
+        stats = db.compaction
+        for tier in db.tiers(db.tenants()):
+            span = [f"{tier.span_ms / 3_600_000:g}h" if tier.span_ms else "longer"]
+            blocks.add_metric(span, tier.blocks)
+            size.add_metric(span, tier.bytes)
+            if tier.span_ms in db.config.compaction_spans_ms:
+                made.add_metric(span, stats.merges[tier.span_ms])
+        failures = CounterMetricFamily(
+            "meshpulse_compaction_failures", "Merges of blocks that came to nothing", labels=["reason"]
+        )
+        for reason in Failure:
+            failures.add_metric([reason.value], stats.failures[reason])
+        yield from (blocks, size, made, failures)
+        yield _counter("compaction_seconds", "Wall seconds of merging blocks, rests included", stats.seconds)
+        yield _counter("compaction_read_bytes", "Size of the blocks that were merged", stats.bytes_in)
+        yield _counter("compaction_written_bytes", "Size of the blocks that were made of them", stats.bytes_out)
 
     def _log(self) -> Iterator[Metric]:
         stats = self._runtime.log_stats()

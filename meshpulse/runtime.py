@@ -67,6 +67,7 @@ def store_config(config: Config) -> StoreConfig:
         block_span_ms=milliseconds(storage.block_span),
         retention_ms=milliseconds(storage.retention),
         retention_bytes=storage.retention_bytes,
+        compaction_spans_ms=tuple(milliseconds(span) for span in storage.compaction_spans),
         sync=config.wal.sync,
         sync_interval_ms=milliseconds(config.wal.interval),
         segment_bytes=config.wal.segment_bytes,

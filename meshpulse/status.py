@@ -116,6 +116,18 @@ class Status:
                 "minTime": min((head.oldest_ms for head in heads), default=0),
                 "maxTime": max((head.newest_ms for head in heads), default=0),
             },
+            "tiers": [
+                {
+                    "span": f"{tier.span_ms / 3_600_000:g}h" if tier.span_ms else "longer",
+                    "blocks": tier.blocks,
+                    "bytes": tier.bytes,
+                    "samples": tier.samples,
+                    "minTime": tier.min_ms,
+                    "maxTime": tier.max_ms,
+                }
+                for tier in self.db.tiers([known])
+            ],
+            "damagedBlocks": sorted(k for k in self.db.compaction.damaged if k.startswith(f"tenants/{tenant}/")),
             "seriesCountByMetricName": _rows(counted.series_by_metric),
             "labelValueCountByLabelName": _rows(counted.values_by_label),
             "memoryInBytesByLabelName": _rows(counted.bytes_by_label),

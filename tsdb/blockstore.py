@@ -10,9 +10,10 @@ import contextlib
 import mmap
 import os
 import secrets
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from tsdb.errors import MeshpulseError
 from tsdb.io import Files
@@ -58,6 +59,10 @@ class BlockStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; none there is fine."""
+        ...
+
+    def scratch(self) -> IO[bytes]:
+        """A file without a name on the store's disk, gone when it is closed or the process ends."""
         ...
 
 
@@ -138,3 +143,6 @@ class FolderStore:
         except FileNotFoundError:
             return
         self._files.sync_folder(path.parent)
+
+    def scratch(self) -> IO[bytes]:
+        return tempfile.TemporaryFile(dir=self.root, prefix=TEMPORARY)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,9 @@ from pathlib import Path
 
 from tsdb.batch import AppendResult
 from tsdb.block.block import BlockMeta
+from tsdb.block.live import block_span_ms
 from tsdb.blockstore import FolderStore
+from tsdb.compaction import CPU_SHARE, SPANS_MS, CompactionStats, Compactor, Tier
 from tsdb.disk import DiskGuard
 from tsdb.errors import LimitError, MeshpulseError, Reason, RejectedError
 from tsdb.limits import SeriesLimits, TimeLimits
@@ -71,6 +74,7 @@ class StoreConfig:
     block_span_ms : length of a block; a head is cut when it reaches half a span past it
     retention_ms : blocks older than the tenant's newest sample minus this are deleted; 0 = never
     retention_bytes : while all blocks together are larger, the oldest are deleted; 0 = never
+    compaction_spans_ms : blocks of a span are merged into one once it lies behind the out-of-order window; none = never
     failover_ms : silence of the elected one of a pair of senders after which the other one is taken
     idle_cut_ms : wall time without a sample after which a head is cut whole, so that it does not hold the log
     """
@@ -81,6 +85,7 @@ class StoreConfig:
     retention_ms: int = 15 * 24 * HOUR_MS
     retention_bytes: int = 0
     idle_cut_ms: int = 3 * HOUR_MS
+    compaction_spans_ms: tuple[int, ...] = SPANS_MS
     maintenance_seconds: float = 5.0
     sync: SyncMode = SyncMode.ALWAYS
     sync_interval_ms: int = 200
@@ -180,6 +185,8 @@ class TSDB:
         self._log_work = threading.Event()
         self._cut_lock = threading.Lock()
         self._stopping = threading.Event()
+        self._compactor = Compactor(self.store, self._disk, self._cut_lock, self._stopping)
+        self._compaction = threading.Thread(target=self._compact_for_ever, name="compaction", daemon=True)
         self._idle_since: dict[tuple[str, int], tuple[int, float]] = {}
         self.cuts = 0
         self.cut_failures = 0
@@ -204,12 +211,13 @@ class TSDB:
         self.log.start(max(first, *(tenant.logs.manifest.next_position for tenant in self.tenants())))
         self._maintenance.start()
         self._log_parts.start()
+        self._compaction.start()
 
     def close(self) -> None:
         """Sync and close the log; what is in the heads comes back by replay."""
         self._stopping.set()
         self._log_work.set()
-        for thread in (self._maintenance, self._log_parts):
+        for thread in (self._maintenance, self._log_parts, self._compaction):
             if thread.is_alive():
                 thread.join()
         self.log.close()
@@ -337,6 +345,34 @@ class TSDB:
                 except (MeshpulseError, OSError) as error:
                     self.cut_failures += 1
                     self.last_error = f"{tenant.name}/logs: {error}"
+
+    def _compact_for_ever(self) -> None:
+        while not self._stopping.wait(self.config.maintenance_seconds):
+            self.compact(CPU_SHARE)
+
+    @property
+    def compaction(self) -> CompactionStats:
+        """What was merged."""
+        return self._compactor.stats
+
+    def tiers(self, tenants: Iterable[Tenant]) -> list[Tier]:
+        """Blocks of some tenants by the span that they are made for, shortest first; strays above all of them last."""
+        spans_ms = sorted({self.config.block_span_ms, *self.config.compaction_spans_ms})
+        tiers = [Tier(span_ms) for span_ms in spans_ms] + [Tier(0)]
+        for live in (live for tenant in tenants for shard in tenant.shards for live in shard.blocks):
+            tiers[bisect_left(spans_ms, block_span_ms(live.meta.key))].add(live.meta)
+        return tiers
+
+    def compact(self, cpu_share: float = 1.0) -> int:
+        """Merge the blocks that are due into longer ones (one thread at a time); how many."""
+        window_ms = self.config.time.out_of_order_window_ms
+        return sum(
+            self._compactor.run(
+                shard, self.config.compaction_spans_ms, window_ms, self._retention_ms(tenant), cpu_share
+            )
+            for tenant in self.tenants()
+            for shard in tenant.shards
+        )
 
     def maintain(self) -> None:
         """One pass: cut heads that are due, forget series, delete what is past retention, free log segments."""

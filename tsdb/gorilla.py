@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tsdb.chunks import CHUNK_SPAN_MS, ChunkKind, Chunks
+from tsdb.chunks import CHUNK_SAMPLES_MAX, CHUNK_SPAN_MS, ChunkKind, Chunks
 from tsdb.errors import CorruptionError
 from tsdb.kernels import gorilla as kernels
 from tsdb.kernels import pack
@@ -18,8 +18,9 @@ def encode_rows(
     ts_ms: NDArray[np.int64],
     bits: NDArray[np.uint64],
     span_ms: int = CHUNK_SPAN_MS,
+    samples_max: int = CHUNK_SAMPLES_MAX,
 ) -> Chunks:
-    """Encode samples into chunks of one row each, at most 120 samples and within one span.
+    """Encode samples into chunks of one row each, within one span.
 
     Parameters
     ----------
@@ -27,6 +28,7 @@ def encode_rows(
     ts_ms : (n,) int64                 strictly ascending within a row; the input is sorted by (row, time)
     bits : (n,) uint64                 float64 bit patterns
     span_ms : no chunk crosses a multiple of it
+    samples_max : of a chunk
 
     Returns
     -------
@@ -44,6 +46,7 @@ def encode_rows(
         np.ascontiguousarray(ts_ms, np.int64).view(np.uint64),
         np.ascontiguousarray(bits, np.uint64),
         np.uint64(span_ms),
+        samples_max,
         out_rows,
         min_ms,
         max_ms,

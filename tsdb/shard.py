@@ -18,7 +18,7 @@ from tsdb.assemble import assemble
 from tsdb.batch import SampleStatus
 from tsdb.block.block import Block, BlockMeta, write_block
 from tsdb.block.live import LiveBlock, block_key, block_position, cleaned_key
-from tsdb.block.tombstones import write_tombstones
+from tsdb.block.tombstones import Tombstones, write_tombstones
 from tsdb.blockstore import BlockStore
 from tsdb.chunks import Chunks, LateSamples, Part, join_chunks, pick_chunks
 from tsdb.errors import CorruptionError, OverloadedError
@@ -399,6 +399,33 @@ class Shard:
         if damage is not None:
             raise damage
         return len(buried)
+
+    def replace_blocks(
+        self, sources: Sequence[LiveBlock], tombstones: Sequence[Tombstones], made: LiveBlock | None
+    ) -> bool:
+        """Put one block in the place of others, from which it was made as they were with these tombstones.
+
+        Returns
+        -------
+        False        something was deleted from them since, or one is gone: nothing has changed
+        """
+        there = {id(live) for live in self.blocks}
+        for live, before in zip(sources, tombstones, strict=True):
+            if id(live) not in there or not live.tombstones.same_as(before):
+                return False
+        gone = {live.meta.key for live in sources}
+        new = () if made is None else (made,)
+        metas = [*(m for m in self.manifest.blocks if m.key not in gone), *(b.meta for b in new)]
+        manifest = replace(
+            self.manifest,
+            generation=self.manifest.generation + 1,
+            blocks=tuple(sorted(metas, key=lambda m: (m.min_ms, m.key))),
+            newest_ms=max(self.manifest.newest_ms, *(live.meta.max_ms for live in sources)),
+        )
+        self.publish(self._manifests.commit(manifest), new, None)
+        for live in sources:
+            self._remove(live.meta)
+        return True
 
     def _remove(self, meta: BlockMeta) -> None:
         """Delete the objects of a block that no manifest lists; who reads it still can."""

@@ -24,6 +24,7 @@ from tests.e2e.bodies import write_body
 from tests.e2e.prometheus import need
 from tests.e2e.server import Server
 from tests.house.test_lint import ROOT
+from tsdb.compaction import Failure
 from tsdb.errors import Reason
 from tsdb.matchers import MatchOp
 
@@ -205,7 +206,7 @@ def test_an_alert_can_be_evaluated(server: Server, rule: dict[str, Any]) -> None
         assert selector.name in served, f"{selector.name} is not in /metrics"
         for matcher in selector.matchers:
             if matcher.name == "reason":
-                assert set(matcher.literals or ()) <= {reason.value for reason in Reason}
+                assert set(matcher.literals or ()) <= {reason.value for reason in (*Reason, *Failure)}
                 assert matcher.op is not MatchOp.REGEX
     assert server.post("/api/v1/query", query=rule["expr"]).status == 200
     assert rule["labels"]["severity"] in ("critical", "warning")

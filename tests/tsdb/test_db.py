@@ -425,6 +425,13 @@ class StoreModel(RuleBasedStateMachine):
         self.db.maintain()
         assert self.db.cut_failures == 0, self.db.last_error
 
+    @rule()
+    def compact(self) -> None:
+        """Blocks become longer ones, also while late samples still come into their spans."""
+        for shard in self.db.tenant("default").shards:
+            self.db._compactor.run(shard, (4 * HOUR, 8 * HOUR), 0, 0, cpu_share=1.0)
+        assert not self.db.compaction.failures, self.db.compaction.last_error
+
     @rule(rest=st.booleans())
     def forget(self, rest: bool) -> None:
         tenant = self.db.tenant("default")

@@ -186,6 +186,19 @@ class Block:
         """
         return StaticIndex(self._container.arrays("index/"), symbols)
 
+    def samples_by_row(self) -> NDArray[np.int64]:
+        """(rows of the index,) samples that each row has, repeats counted.
+
+        Raises
+        ------
+        CorruptionError        a descriptor section is damaged
+        """
+        ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(self._container.array("chunk/counts"), dtype=np.int64)))
+        found = np.zeros(len(self.index), np.int64)
+        by_row = np.diff(ends[self._container.array("row/first_chunk")])
+        found[: len(by_row)] = by_row
+        return found
+
     def chunks(self, rows: NDArray[np.int32], mint_ms: int, maxt_ms: int, warnings: list[str] | None = None) -> Chunks:
         """Chunks of some rows that reach into a range; the payloads stay in the memory map.
 

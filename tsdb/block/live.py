@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -21,6 +22,8 @@ from tsdb.kernels.shard import NO_SLOT
 from tsdb.matchers import Matcher
 from tsdb.wal.records import Deletion
 
+_SPAN = re.compile(r"/block-(-?[0-9]+)-(-?[0-9]+)-")
+
 MIN_MS = -(1 << 63)
 MAX_MS = (1 << 63) - 1
 
@@ -34,6 +37,21 @@ def cleaned_key(key: str, generation: int) -> str:
     """Key of a block that a manifest generation puts in the place of another one, from which something was deleted."""
     stem, _, position = key.rpartition("-")
     return f"{stem}-{position.partition('.')[0]}.{generation}"
+
+
+def merged_key(keys: Sequence[str], first_ms: int, span_ms: int, generation: int) -> str:
+    """Key of the block of ``[first_ms, first_ms + span_ms)`` that a manifest generation puts in the place of others.
+
+    It has the highest of their log positions: a deletion behind that is not in it yet, one before has been applied.
+    """
+    prefix = keys[0].rpartition("/block-")[0]
+    return f"{block_key(prefix, first_ms, first_ms + span_ms, max(map(block_position, keys)))}.{generation}"
+
+
+def block_span_ms(key: str) -> int:
+    """Length of the span that a block was made for."""
+    first, end = _SPAN.findall(key)[-1]
+    return int(end) - int(first)
 
 
 def block_position(key: str) -> int:

@@ -227,15 +227,21 @@ def decode_chunk(words, first, n_words, count, out_times, out_values, at):
 
 
 @kernel(
-    i64(const(u32), const(u64), const(u64), u64, mut(i32), mut(i64), mut(i64), mut(i32), mut(i64), mut(i32), mut(u64))
-)
-def encode_rows(rows, times, values, span, out_rows, out_min, out_max, out_counts, out_offsets, out_words, words):
-    """Encode plain samples, sorted by (row, time), into chunks of one row, at most 120 samples and one span.
+    i64(
+        const(u32), const(u64), const(u64), u64, i64, mut(i32), mut(i64), mut(i64), mut(i32), mut(i64), mut(i32),
+        mut(u64),
+    )
+)  # fmt: skip
+def encode_rows(
+    rows, times, values, span, samples_max, out_rows, out_min, out_max, out_counts, out_offsets, out_words, words
+):  # fmt: skip
+    """Encode plain samples, sorted by (row, time), into chunks of one row and one span.
 
     Parameters
     ----------
     rows : (n,) uint32; times, values : (n,) uint64, const
     span : uint64        milliseconds; no chunk crosses a multiple of it
+    samples_max : int64        most samples of a chunk
     out_rows ... out_words : (n,) written   descriptor columns of tsdb.chunks.Chunks
     words : (3 * n + PAD_WORDS,) uint64, written
 
@@ -264,7 +270,7 @@ def encode_rows(rows, times, values, span, out_rows, out_min, out_max, out_count
         used = _0
         count = 1
         i += 1
-        while i < n and rows[i] == row and count < SAMPLES_MAX and (times[i] ^ BIAS) < end:
+        while i < n and rows[i] == row and count < samples_max and (times[i] ^ BIAS) < end:
             delta, lead, trail, word, used, at = encode_sample(
                 times[i], values[i], time, delta, value, lead, trail, word, used, words, at
             )
