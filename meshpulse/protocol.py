@@ -8,6 +8,7 @@ with the body's pieces joined once.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 import urllib.parse
 from collections.abc import Collection
@@ -16,7 +17,13 @@ from typing import Any, cast
 
 import httptools
 from uvicorn._types import ASGI3Application, ASGIReceiveEvent, ASGISendEvent
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from meshpulse.direct import Direct, DirectConnection, take_over
 from meshpulse.eager import first_step
@@ -84,6 +91,8 @@ class PiecesCycle(RequestResponseCycle):
             self.disconnected = True
             self.message_event.set()
             return
+        if self._is_begun_plainly(message) or self._is_ended_plainly(message):
+            return
         if not self.response_started and not self.flow.write_paused:
             transport = self.transport
             self.transport = kept = _Writes()  # type: ignore[assignment]
@@ -105,6 +114,69 @@ class PiecesCycle(RequestResponseCycle):
                 self.expected_content_length += len(head)
                 message = {**message, "body": head + body}
         await super().send(message)
+
+    def _is_begun_plainly(self, message: ASGISendEvent) -> bool:
+        """Whether this was a head of known length and nothing special, kept until its body comes."""
+        if (
+            self.response_started
+            or message["type"] != "http.response.start"
+            or not self.keep_alive
+            or self.access_log
+            or self.disconnected
+            or self.flow.write_paused
+            or self.scope["method"] != "GET"
+        ):
+            return False
+        *fields, (name, length) = message.get("headers") or ((b"", b""),)
+        if name != b"content-length" or not length.isdigit():
+            return False
+        head = plain_head(message["status"], (*self.default_headers, *fields))
+        if head is None:
+            return False
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        self.chunked_encoding = False
+        self.expected_content_length = int(length)
+        if self.expected_content_length:
+            self._head = b"%bcontent-length: %b\r\n\r\n" % (head, length)
+        else:
+            self.transport.write(b"%bcontent-length: %b\r\n\r\n" % (head, length))
+        return True
+
+    def _is_ended_plainly(self, message: ASGISendEvent) -> bool:
+        """Whether this was the whole body that a kept head has told of."""
+        if not self._head or self.disconnected or message["type"] != "http.response.body" or message.get("more_body"):
+            return False
+        body = message.get("body", b"")
+        if len(body) != self.expected_content_length or len(body) > PIECE_BYTES or not self.keep_alive:
+            return False
+        if self.flow.write_paused:
+            return False
+        self.transport.write(self._head + body)
+        self._head = b""
+        self.expected_content_length = 0
+        self.response_complete = True
+        self.message_event.set()
+        self.on_response()
+        return True
+
+
+@functools.lru_cache(maxsize=64)
+def plain_head(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> bytes | None:
+    """Status line and headers as uvicorn writes them, but for the end; None = not this simple, it is to check them.
+
+    The date is one of them: a text lives for a second.
+    """
+    parts = [STATUS_LINE[status]]
+    for name, value in headers:
+        name = name.lower()
+        if name in _SPECIAL_HEADERS or HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
+            return None
+        parts += (name, b": ", value, b"\r\n")
+    return b"".join(parts)
+
+
+_SPECIAL_HEADERS = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 
 
 class _Writes:

@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from query.asgi import (
     CORS,
@@ -208,7 +208,7 @@ class QueryApi:
         )
         inline = route.inline
         if route.is_light is not None and route.is_light(request):
-            inline, request = True, replace(request, is_light=True)
+            inline = request.is_light = True
         job = functools.partial(_compute, route, request, chosen_encoding(headers.get(b"accept-encoding", b"")))
         answer = job() if inline else await run(self._executor, job, receive)
         if stats:

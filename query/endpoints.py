@@ -135,7 +135,7 @@ class Providers:
     query_log: Callable[[QueryRecord], None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """One read request.
 

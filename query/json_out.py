@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import orjson
@@ -31,7 +32,7 @@ from query.result import (
     StringResult,
     VectorResult,
 )
-from tsdb.frame import OVERLAY_FIRST, LabelTable
+from tsdb.frame import OVERLAY_FIRST, LabelTable, SymbolOverlay, Symbols
 
 PIECE_BYTES = 512 << 10
 """Size of one piece of a large answer: about a millisecond of work, and small enough to stay in the L2 cache."""
@@ -137,6 +138,29 @@ def _pieces(
         yield out[:written].tobytes()
 
 
+METRICS_MAX = 1024
+"""Label sets of one store whose text is kept, about 1 KiB each."""
+
+_metrics: WeakKeyDictionary[Symbols, dict[tuple[tuple[str, ...], tuple[int, ...]], bytes]] = WeakKeyDictionary()
+
+
+def _metric(table: LabelTable, row: int) -> bytes:
+    """One label set as JSON; those of a store are kept, since there a number means the same string for ever."""
+    base = table.symbols.base if isinstance(table.symbols, SymbolOverlay) else None
+    ids = tuple(table.ids[row].tolist())
+    if base is None or max(ids, default=OVERLAY_FIRST) >= OVERLAY_FIRST:
+        return dumps(table.labels(row))
+    kept = _metrics.setdefault(base, {})
+    key = table.names, ids
+    text = kept.get(key)
+    if text is None:
+        text = dumps(table.labels(row))
+        if len(kept) >= METRICS_MAX:
+            kept.clear()
+        kept[key] = text
+    return text
+
+
 FEW_ROWS = 4
 """Series of an instant vector that are written faster one by one (8 us each) than by the kernel (60 us)."""
 
@@ -148,7 +172,7 @@ def _few_samples(value: VectorResult, rows: int) -> Iterator[bytes]:
     time = f"{sign}{seconds}.{milliseconds:03d}" if milliseconds else f"{sign}{seconds}"
     parts = []
     for row, number in enumerate(value.values[:rows, 0].tolist()):
-        labels = dumps(value.labels.labels(row))
+        labels = _metric(value.labels, row)
         parts.append(b'{"metric":%b,"value":[%b,"%b"]}' % (labels, time.encode(), format_sample(number).encode()))
     if parts:
         yield b",".join(parts)

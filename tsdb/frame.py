@@ -33,12 +33,17 @@ OVERLAY_FIRST = 1 << 30
 class SymbolOverlay:
     """Symbols of one query: a shared base that it only reads, and the strings the query itself makes."""
 
-    __slots__ = ("_base", "_ids", "_texts")
+    __slots__ = ("__weakref__", "_base", "_ids", "_texts")
 
     def __init__(self, base: Symbols | None = None) -> None:
         self._base = base
         self._ids: dict[str, int] = {}
         self._texts: list[str] = []
+
+    @property
+    def base(self) -> Symbols | None:
+        """The shared table, None when there is none."""
+        return self._base
 
     def text(self, symbol: int) -> str:
         if symbol >= OVERLAY_FIRST:

@@ -93,7 +93,21 @@ class Reader:
         generation = self.generation
         refs = generation.registry.find(matchers)
         self._check_limits(refs, (), limits)
+        found = self._newest_in_heads(generation, refs, oldest_ms, at_ms)
+        if found is None:
+            return None
+        present, ts_ms, bits = found
+        if any(oldest_ms < shard.cut_floor_ms for shard in self.shards):
+            return None  # a cut began meanwhile, or a block has series that the registry does not know yet
+        return NewestSamples(generation.registry.label_table(refs), present, ts_ms, bits.view(np.float64))
+
+    def _newest_in_heads(
+        self, generation: Generation, refs: NDArray[np.uint32], oldest_ms: int, at_ms: int
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.uint64]] | None:
+        """What :meth:`tsdb.head.Head.newest` says of series in any shards."""
         slot_of = generation.slot_of()
+        if len(self.shards) == 1:
+            return self.shards[0].newest(slot_of[refs], oldest_ms, at_ms)
         n = len(refs)
         present, ts_ms, bits = np.zeros(n, np.bool_), np.empty(n, np.int64), np.empty(n, np.uint64)
         for shard, own, rows in self._by_shard(generation.registry, refs):
@@ -101,9 +115,7 @@ class Reader:
             if found is None:
                 return None
             present[rows], ts_ms[rows], bits[rows] = found
-        if any(oldest_ms < shard.cut_floor_ms for shard in self.shards):
-            return None  # a cut began meanwhile, or a block has series that the registry does not know yet
-        return NewestSamples(generation.registry.label_table(refs), present, ts_ms, bits.view(np.float64))
+        return present, ts_ms, bits
 
     def is_light(self, matchers: Sequence[Matcher], oldest_ms: int) -> bool:
         """Whether these series are few, found without a regex, and in memory since ``oldest_ms``."""

@@ -7,6 +7,7 @@ import re
 
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _HEX = re.compile(r"[+-]?0[xX]([0-9a-fA-F]+\.?[0-9a-fA-F]*|\.[0-9a-fA-F]+)[pP][+-]?\d+")
+_INTEGER_MAX = 2.0**53  # below it every integer is a float64, so that its digits are the shortest ones
 _SPECIAL = re.compile(r"[+-]?(inf|infinity)|nan", re.IGNORECASE)
 
 
@@ -44,6 +45,8 @@ def format_plain(value: float) -> str:
     """``FormatFloat(v, 'f', -1, 64)``: shortest digits, never an exponent."""
     if not math.isfinite(value):
         return _special(value)
+    if value and value.is_integer() and abs(value) < _INTEGER_MAX:
+        return str(int(value))
     sign, digits, point = _digits(value)
     if point <= 0:
         return f"{sign}0.{'0' * -point}{digits}" if digits != "0" else f"{sign}0"

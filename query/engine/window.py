@@ -108,7 +108,7 @@ def _newest(ctx: QueryContext, steps: Steps, selector: VectorSelector, want_time
     ctx.hold(n)
     values = found.ts_ms / 1000 if want_time else found.values
     labels = LabelTable(found.labels.names, found.labels.ids, ctx.symbols)
-    drop_name = np.full(n, want_time)
+    drop_name = np.ones(n, np.bool_) if want_time else np.zeros(n, np.bool_)
     return Grid(labels, values.reshape(n, 1), present.reshape(n, 1), drop_name).without_empty()
 
 

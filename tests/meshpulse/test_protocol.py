@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from meshpulse.protocol import AT_ONCE, PIECE_BYTES, PiecesCycle
+from meshpulse.protocol import AT_ONCE, PIECE_BYTES, PiecesCycle, plain_head
 from tests.meshpulse.served import Served
 
 
@@ -112,3 +113,48 @@ def test_requests_that_are_answered_at_once_stay_in_order() -> None:
     finally:
         served.stop()
     assert answers == [f"loop GET 0 0 {target.partition('?')[2]}" for target in targets]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"Content-Type", b"text/plain"), (b"vary", b"x, y"), (b"content-length", b"3")],
+        [(b"content-length", b"3"), (b"content-type", b"text/plain")],
+        [(b"content-type", b"text/plain")],
+        [(b"connection", b"close"), (b"content-length", b"3")],
+        [(b"transfer-encoding", b"chunked"), (b"content-length", b"3")],
+    ],
+)
+def test_heads_are_those_of_uvicorn(headers: list[tuple[bytes, bytes]]) -> None:
+    """Short cut or not, the bytes are the same."""
+
+    def respond(kind: type[RequestResponseCycle]) -> tuple[bytes, bool]:
+        transport = Transport()
+
+        async def run() -> None:
+            cycle = kind(
+                scope={"type": "http", "method": "GET", "path": "/"},
+                transport=transport,
+                flow=FlowControl(transport),  # type: ignore[arg-type]
+                logger=logging.getLogger(),
+                access_logger=logging.getLogger(),
+                access_log=False,
+                default_headers=[(b"date", b"now")],
+                message_event=asyncio.Event(),
+                expect_100_continue=False,
+                keep_alive=True,
+                on_response=lambda: None,
+            )
+            await cycle.send({"type": "http.response.start", "status": 200, "headers": headers})
+            await cycle.send({"type": "http.response.body", "body": b"abc"})
+            assert cycle.response_complete
+
+        asyncio.run(run())
+        return b"".join(transport.writes), transport.closed
+
+    assert respond(PiecesCycle) == respond(RequestResponseCycle)
+
+
+@pytest.mark.parametrize("header", [(b"a b", b"c"), (b"a", b"b\r\nset-cookie: c"), (b"a\n", b"b")])
+def test_no_header_splits_a_response(header: tuple[bytes, bytes]) -> None:
+    assert plain_head(200, (header,)) is None

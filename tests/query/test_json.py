@@ -307,3 +307,49 @@ def test_large_answers_come_in_pieces_that_join() -> None:
     assert max(map(len, pieces)) <= json_out.PIECE_BYTES + 100
     parsed = json.loads(b"".join(pieces))["data"]["result"]
     assert [[float(v) for _, v in row["values"]] for row in parsed] == values.tolist()
+
+
+def test_label_texts_kept_of_one_store_are_not_those_of_another() -> None:
+    """Two stores give the same numbers to other strings."""
+
+    class Store:
+        def __init__(self, *texts: str) -> None:
+            self._texts = ["", *texts]
+
+        def text(self, symbol: int) -> str:
+            return self._texts[symbol]
+
+        def texts(self, symbols: Any) -> list[str]:
+            return [self._texts[s] for s in symbols.tolist()]
+
+        def find(self, text: str) -> int:
+            return self._texts.index(text) if text in self._texts else -1
+
+    def metrics(store: Store, names: tuple[str, ...], ids: list[list[int]]) -> list[dict[str, str]]:
+        table = LabelTable(names, np.array(ids, np.int32), SymbolOverlay(store))
+        points = np.ones((len(ids), 1))
+        value = VectorResult(table, np.array([0]), points, points > 0)
+        body = b"".join(json_out.query_answer(QueryResult(value, (), (), QueryStats())))
+        return [row["metric"] for row in json.loads(body)["data"]["result"]]
+
+    one, other = Store("a", "b"), Store("x", "y")
+    for _ in range(2):  # the second time from what is kept
+        assert metrics(one, ("n", "o"), [[1, 2], [2, 0]]) == [{"n": "a", "o": "b"}, {"n": "b"}]
+        assert metrics(other, ("n", "o"), [[1, 2], [2, 0]]) == [{"n": "x", "o": "y"}, {"n": "y"}]
+        assert metrics(one, ("n", "p"), [[1, 2]]) == [{"n": "a", "p": "b"}]
+    for k in range(json_out.METRICS_MAX + 2):  # more than are kept
+        assert metrics(one, (f"n{k}",), [[1]]) == [{f"n{k}": "a"}]
+
+
+@pytest.mark.parametrize(
+    "value", [0.0, -0.0, 1.0, -1.0, 1e15, 2.0**53 - 1, 2.0**53, -(2.0**53) + 1, 1e20, 1e21, 123456.0]
+)
+def test_integers_are_written_like_by_the_kernel(value: float) -> None:
+    few = VectorResult(LabelTable.of([{"a": "b"}]), np.array([0]), np.array([[value]]), np.ones((1, 1), np.bool_))
+    many = MatrixResult(few.labels, few.times_ms, few.values, few.present)
+    texts = []
+    for result in (few, many):
+        body = b"".join(json_out.query_answer(QueryResult(result, (), (), QueryStats())))
+        found = json.loads(body)["data"]["result"][0]
+        texts.append((found.get("value") or found["values"][0])[1])
+    assert texts[0] == texts[1]

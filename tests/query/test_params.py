@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import parse_qsl
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -186,3 +188,16 @@ def test_label_name_of_a_path() -> None:
         name_of(b"/api/v1/label//values")
     with pytest.raises(BadDataError, match=r'^invalid label name: "\\xff"$'):
         name_of(b"/api/v1/label/%FF/values")
+
+
+@given(
+    st.binary(max_size=40).map(lambda b: b.replace(b"\x00", b"&")) | st.text("ab=&+%4f;", max_size=30).map(str.encode)
+)
+def test_pairs_are_those_of_the_standard_library(query: bytes) -> None:
+    expected: dict[str, list[str]] = {}
+    text = query.decode("utf-8", "surrogateescape")
+    for name, value in parse_qsl(text, keep_blank_values=True, errors="surrogateescape"):
+        expected.setdefault(name, []).append(value)
+    params = Params.read(query)
+    assert {name: params.all(name) for name in expected} == expected
+    assert not params.all("never in it")

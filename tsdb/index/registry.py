@@ -417,10 +417,10 @@ class SeriesRegistry(SeriesIndex):
         RejectedError        bad_matcher: an invalid regex
         """
         key = tuple(matchers)
-        rows = self.snapshot()
         known, found = self._found.get(key) or (0, NONE)
-        if known >= rows.series:
+        if known >= len(self):
             return found
+        rows = self.snapshot()
         choices = [self.choose(matcher, rows) for matcher in matchers]
         if any(choice.wanted and not len(choice.pairs) for choice in choices):
             found = NONE

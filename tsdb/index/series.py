@@ -32,6 +32,12 @@ UNION_FACTOR = 8
 """Checking a candidate's row touches about a dozen pairs, uniting a list one entry: above this many entries a
 candidate the rows are cheaper."""
 
+TABLE_ROWS_MAX = 64
+"""Series of a label table that is kept: what a light query reads (tsdb.reader.LIGHT_SERIES_MAX)."""
+
+TABLES_MAX = 256
+"""Label tables that are kept, about 5 KiB each at 64 series of 20 labels."""
+
 NAME_SETS_MAX = 256
 """Sets of label names whose columns are kept; a metric has one or two."""
 
@@ -138,6 +144,7 @@ class SeriesIndex(ABC):
     def __init__(self, symbols: SymbolTable) -> None:
         self.symbols = symbols
         self._columns: dict[bytes, tuple[tuple[str, ...], NDArray[np.int32]]] = {}
+        self._tables: dict[bytes, LabelTable] = {}
 
     @abstractmethod
     def snapshot(self) -> Rows:
@@ -224,13 +231,29 @@ class SeriesIndex(ABC):
     # -- labels
 
     def label_table(self, refs: NDArray[np.uint32]) -> LabelTable:
-        """Labels of some series as a matrix of symbols; texts are decoded when asked for."""
+        """Labels of some series as a matrix of symbols, read-only; texts are decoded when asked for.
+
+        Tables of few series are kept: the labels of a series never change, and dashboards repeat their queries.
+        """
         refs = np.ascontiguousarray(refs, np.uint32)
+        if len(refs) > TABLE_ROWS_MAX:
+            return self._make_table(refs)
+        key = refs.tobytes()
+        table = self._tables.get(key)
+        if table is None:
+            table = self._make_table(refs)
+            if len(self._tables) >= TABLES_MAX:
+                self._tables.clear()
+            self._tables[key] = table
+        return table
+
+    def _make_table(self, refs: NDArray[np.uint32]) -> LabelTable:
         rows = self.snapshot()
         names, columns = self._columns_of(self._names_used(refs, rows), rows)
         ids: NDArray[np.int32] = np.zeros((len(refs), len(names)), np.int32)
         if names:
             fill_labels(refs, rows.rows, rows.row_offsets, rows.pair_names, rows.pair_values, columns, ids)
+        ids.flags.writeable = False
         return LabelTable(names, ids, self.symbols)
 
     def _names_used(self, refs: NDArray[np.uint32], rows: Rows) -> NDArray[np.uint32]:

@@ -13,6 +13,7 @@ from tests.reference import index as plain
 from tsdb.errors import LimitError, Reason, RejectedError
 from tsdb.index import registry as registry_module
 from tsdb.index.registry import REJECT_CODES, SeriesRegistry
+from tsdb.index.series import TABLES_MAX
 from tsdb.labels import Labels, series_hash
 from tsdb.limits import SeriesLimits
 from tsdb.matchers import Matcher, MatchOp
@@ -223,3 +224,19 @@ def test_limits_may_change_within_the_room_that_was_reserved() -> None:
     assert registry.use_limits(SeriesLimits(active_series_max=2, labels_max=5))
     assert fill(1) == 7
     assert registry.resolve({"__name__": "m", "i": "0"}) == 0  # what is there stays
+
+
+def test_label_tables_of_few_series_are_kept_and_read_only() -> None:
+    registry = SeriesRegistry(SeriesLimits())
+    refs = np.array(resolve(registry, [[(b"__name__", b"m"), (b"a", b"%d" % k)] for k in range(100)]), np.uint32)
+    few = registry.label_table(refs[:3])
+    assert list(few) == [{"__name__": "m", "a": str(k)} for k in range(3)]
+    with pytest.raises(ValueError, match="read-only"):
+        few.ids[0, 0] = 0
+    resolve(registry, [[(b"__name__", b"m"), (b"a", b"new"), (b"0", b"first")]])  # a name that sorts before the others
+    assert registry.label_table(refs[:3].copy()) is few
+    for k in range(TABLES_MAX + 1):  # more than are kept
+        assert list(registry.label_table(refs[k % 100 : k % 100 + 1 + k // 100])) == [
+            {"__name__": "m", "a": str(i)} for i in range(k % 100, min(100, k % 100 + 1 + k // 100))
+        ]
+    assert list(registry.label_table(refs)) == [{"__name__": "m", "a": str(k)} for k in range(100)]
