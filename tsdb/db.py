@@ -6,6 +6,7 @@ heads into blocks, enforces retention and frees log segments.
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from tsdb.batch import AppendResult
@@ -35,6 +37,8 @@ from tsdb.tenant import FAILOVER_MS, BeginGeneration, DeleteOperation, Tenant
 from tsdb.wal.framing import TIME_NONE, Record
 from tsdb.wal.log import QUEUE_BYTES_MAX, SEGMENT_BYTES, Gatherer, Leader, LocalLog, SyncMode
 from tsdb.wal.records import Deletion
+
+log = logging.getLogger(__name__)
 
 HOUR_MS = 3_600_000
 DEFAULT_TENANT = "default"
@@ -203,15 +207,26 @@ class TSDB:
             self._get_or_create(name)
         self._get_or_create(DEFAULT_TENANT)
         self.replay.run(self.log)
+        self._tell_of_damage()
         for tenant in self.tenants():
             for shard in tenant.shards:
                 shard.save_deletions()
         # Never below a published position: a log whose files were lost must not number its records anew.
         first = max(shard.manifest.next_position for tenant in self.tenants() for shard in tenant.shards)
-        self.log.start(max(first, *(tenant.logs.manifest.next_position for tenant in self.tenants())))
+        self.log.start(max(first, *(tenant.logs.first_position for tenant in self.tenants())))
         self._maintenance.start()
         self._log_parts.start()
         self._compaction.start()
+
+    def _tell_of_damage(self) -> None:
+        """Name what the start found damaged; ``stats().damage`` counts it."""
+        for tenant in self.tenants():
+            for damage in chain.from_iterable(shard.damage for shard in tenant.shards):  # log stores tell theirs
+                log.error("damage: %s", damage)
+        for report in self.log.damage:
+            log.error("damage: %s", report)
+        for report in self.log.torn_tails:
+            log.info("as a crash leaves it: %s", report)
 
     def close(self) -> None:
         """Sync and close the log; what is in the heads comes back by replay."""

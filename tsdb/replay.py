@@ -50,7 +50,10 @@ class Replay:
             try:
                 lost = self._take(record)
                 if lost:
-                    log.set_aside(record, f"{lost} samples of series whose SERIES record is damaged")
+                    what = "samples of series whose SERIES record is damaged"
+                    if record.kind == Kind.LOG_ROWS:
+                        what = "rows of log streams whose STREAM record is damaged"
+                    log.set_aside(record, f"{lost} {what}")
             except CorruptionError as error:
                 # The frame's checksum held: a record of a newer format, or our own fault. Keep it, say so, go on.
                 log.set_aside(record, str(error))

@@ -7,6 +7,7 @@ forget its records.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,8 @@ from tsdb.matchers import Matcher, MatchOp
 from tsdb.wal.framing import Record
 from tsdb.wal.log import LocalLog
 from tsdb.wal.records import Kind, decode_series, encode_series
+
+log = logging.getLogger(__name__)
 
 SEALED_MAX = 2
 """Full buffers that may wait to become parts; further pushes wait, then are told to come again."""
@@ -86,7 +89,13 @@ class LogStore(LogReads):
         self._prefix = f"tenants/{name}/logs"
         self._manifests = ManifestStore(store, self._prefix, 1)
         self.manifest = self._manifests.load()
-        self.damage: list[str] = list(self._manifests.damage)
+        self.damage: list[str] = []
+        for damage in self._manifests.damage:
+            self._report(damage)
+        if self.damage:
+            self._report(
+                f"requests to delete rows are those of manifest generation {self.manifest.generation} and the log"
+            )
         # Buffers and parts that hold each row once: replaced as a whole, so that a reader needs no lock. The newest
         # buffer is the last and the only one written.
         parts = self._open_parts()
@@ -111,13 +120,19 @@ class LogStore(LogReads):
             try:
                 parts.append(Part(self._store, meta, self.registry))
             except (CorruptionError, FileNotFoundError) as error:
-                self.damage.append(f"log part {meta.key} cannot be opened: {error}")
+                self._report(f"log part {meta.key} cannot be opened: {error}")
         return parts
+
+    @property
+    def first_position(self) -> int:
+        """Least position of a new record: above what manifests have published and, were they lost, what parts hold."""
+        return max(self.manifest.next_position, *(part.position + 1 for part in self._view.parts), 0)
 
     def _report(self, damage: str) -> None:
         """Tell of damage once, however often it is met."""
         if damage not in self.damage:
             self.damage.append(damage)
+            log.error("damage: log store of %s: %s", self.name, damage)
 
     # -- writing
 
@@ -369,7 +384,7 @@ class LogStore(LogReads):
             done, deletions = self._view.buffers[flushed].after + 1, _marked(self._deletions, processed)
         opened = {part.meta.key for part in self._view.parts}
         unreadable = [meta for meta in self.manifest.blocks if meta.key not in opened]  # they stay listed
-        self.manifest = self._manifests.commit(
+        manifest = self._manifests.commit(
             replace(
                 self.manifest,
                 generation=self.manifest.generation + 1,
@@ -378,6 +393,11 @@ class LogStore(LogReads):
                 deletions=tuple(known.to_json() for known in deletions),
             )
         )
+        if {known["request_id"] for known in self.manifest.deletions} != {known.request_id for known in deletions}:
+            # Parts tell of themselves, requests do not, and the log lets go of them now: both generations that are
+            # kept hold them, so that damage to one neither forgets a request nor brings back one that was taken back.
+            manifest = self._manifests.commit(replace(manifest, generation=manifest.generation + 1))
+        self.manifest = manifest
         with self._changed:
             self._view = View(self._view.buffers[flushed:], parts)
             self._deletions = _marked(self._deletions, processed)  # after the view: until then the old parts are read

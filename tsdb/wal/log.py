@@ -276,14 +276,23 @@ class LocalLog:
 
     def set_aside(self, record: ReplayedRecord, reason: str) -> None:
         """Keep a record that replay delivered and the store cannot apply (R4), and report it."""
-        report = DamageReport(
-            str(self._folder.path), 0, len(record.body), record.position, record.position, record.max_ms,
-            record.max_ms, reason,
-        )  # fmt: skip
+        path = next(segment.path for segment in self._reader.segments if segment.number == record.segment)
         name = f"record-{record.segment:020d}-{record.position}"
         note = {**record._replace(body=b"")._asdict(), "body": f"{name}.bin", "reason": reason}
-        self._quarantine.put(name, record.body, note)
-        self._reader.damage.append(report)
+        kept = self._quarantine.put(name, record.body, note)
+        self._reader.damage.append(
+            DamageReport(
+                str(path),
+                record.offset,
+                len(record.body),
+                record.position,
+                record.position,
+                record.max_ms,
+                record.max_ms,
+                reason,
+                kept,
+            )
+        )
 
     def start(self, first_position: int = 1) -> None:
         """Open a new segment, never the old tail (R6), and accept operations.

@@ -32,6 +32,7 @@ class ReplayedRecord(NamedTuple):
     shard: int
     body: bytes
     max_ms: int
+    offset: int  # in the segment file
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,13 @@ class DamageReport:
     after_ms: int
     reason: str
     quarantine: str = ""
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        missing = f", log positions {self.first_position} to {self.last_position} are missing"
+        kept = f", copied to {self.quarantine}" if self.quarantine else ""
+        where = f"{self.path}, byte {self.offset:,}, {self.n_bytes:,} bytes"
+        return f"{where}: {self.reason}{missing if self.last_position >= self.first_position else ''}{kept}"
 
 
 class Quarantine:
@@ -172,8 +180,9 @@ class LogReader:
                     self.position, self._max_ms = found.position, found.max_ms
                     segment.partitions.add(found.tenant, found.shard, found.max_ms, found.position)
                     yield ReplayedRecord(
-                        found.position, segment.number, found.kind, found.tenant, found.shard, body, found.max_ms
-                    )
+                        found.position, segment.number, found.kind, found.tenant, found.shard, body, found.max_ms,
+                        found.offset,
+                    )  # fmt: skip
 
     def _continue_from(self, header: SegmentHeader) -> None:
         """Compare where the last segment ended with what had been acknowledged when this one was begun."""
