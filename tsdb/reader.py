@@ -69,12 +69,14 @@ class Reader:
         if hits:
             wanted = np.unique(np.concatenate([refs, *(r for _, _, r in hits)]))
             place = np.searchsorted(wanted, refs).astype(np.int32)
-            parts = [(replace(c, rows=place[c.rows]), replace(late, rows=place[late.rows])) for c, late in parts]
+            heads = [(replace(c, rows=place[c.rows]), replace(late, rows=place[late.rows])) for c, late in parts]
+            parts = []
             for live, rows, block_refs in hits:
                 try:
                     parts.append(live.part(rows, block_refs, wanted, mint_ms, maxt_ms, warnings))
                 except CorruptionError as error:
                     warnings.append(f"partial: {error}")
+            parts += heads  # in the order of time: what follows each other is decoded in place, not merged
             refs = wanted
         self._check_limits(refs, parts, limits)
         return Selection(generation.registry.label_table(refs), parts, mint_ms, maxt_ms, tuple(warnings))

@@ -192,16 +192,18 @@ def unpack_chunk(words, first, n_words, count, out_times, out_bits, at):
         return TRUNCATED
     step = words[first + 2] & _32_BITS
     time = words[first + 1] + u64(i64(words[first + 2]) >> i64(32))
+    # Unsigned indices: of a signed one the compiler must ask whether it counts from the end, in every turn.
+    to = u64(at)
     if time_width:
         mask = (_1 << time_width) - _1
         bit = u64(first + HEAD_WORDS) << _6
-        for i in range(count):
-            out_times[at + i] = time + get_packed(words, bit, mask)
+        for i in range(n):
+            out_times[to + i] = time + get_packed(words, bit, mask)
             time += step
             bit += time_width
     else:
-        for i in range(count):
-            out_times[at + i] = time + u64(i) * step
+        for i in range(n):
+            out_times[to + i] = time + i * step
     scale = _SCALES[exponent]
     out = out_bits.view(np.float64)
     base = words[first + 4]
@@ -209,26 +211,26 @@ def unpack_chunk(words, first, n_words, count, out_times, out_bits, at):
     bit = first_value << _6
     integer = words[first + 3]
     if by_delta:
-        out[at] = float(i64(integer))
+        out[to] = float(i64(integer))
         if value_width:
-            for i in range(1, count):
+            for i in range(_1, n):
                 integer += base + get_packed(words, bit, mask)
-                out[at + i] = float(i64(integer))
+                out[to + i] = float(i64(integer))
                 bit += value_width
         else:
-            for i in range(1, count):
-                out[at + i] = float(i64(integer + u64(i) * base))
+            for i in range(_1, n):
+                out[to + i] = float(i64(integer + i * base))
     elif value_width:
-        for i in range(count):
-            out[at + i] = float(i64(base + get_packed(words, bit, mask)))
+        for i in range(n):
+            out[to + i] = float(i64(base + get_packed(words, bit, mask)))
             bit += value_width
     else:
         constant = float(i64(base))
-        for i in range(count):
-            out[at + i] = constant
+        for i in range(n):
+            out[to + i] = constant
     if exponent:
-        for i in range(count):
-            out[at + i] /= scale
+        for i in range(n):
+            out[to + i] /= scale
     return 0
 
 
