@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from query.kernels._math import STALE_BITS
-from tsdb.kernels._jit import device
+from tsdb.kernels._jit import device, i64, u64
+
+_0 = np.uint64(0)
+_1 = np.uint64(1)
 
 
 @device
@@ -53,20 +58,22 @@ def find_edges(t, base, stop, first_ms, step_ms, begin, end, edges):
     Scrapes are regular up to a jitter: an edge lies about as many samples further as the one before did, which takes
     two well predicted comparisons. One sample more or less does not change the pace.
     """
-    at = base
-    pace = 0
+    # Unsigned indices: of a signed one the compiler must ask whether it counts from the end.
+    at = u64(base)
+    last = u64(stop)
+    pace = _0
     limit_ms = first_ms
-    for k in range(begin, end):
-        found = min(at + pace, stop)
-        while found > at and t[found - 1] > limit_ms:
-            found -= 1
-        while found < stop and t[found] <= limit_ms:
-            found += 1
+    for k in range(u64(begin), u64(end)):
+        found = min(at + pace, last)
+        while found > at and t[found - _1] > limit_ms:
+            found -= _1
+        while found < last and t[found] <= limit_ms:
+            found += _1
         moved = found - at
-        if moved > pace + 1 or moved < pace - 1:
+        if moved > pace + _1 or moved + _1 < pace:
             pace = moved
         at = found
-        edges[k] = found
+        edges[k] = i64(found)
         limit_ms += step_ms
 
 

@@ -97,8 +97,10 @@ def window_rate(
                 parts[4, s] = 0.0
                 out[r, s] = 0.0
                 continue
-            first = v[lo]
-            difference = v[hi - 1] - first
+            low = u64(lo)  # unsigned, see find_edges
+            high = u64(hi - 1)
+            first = v[low]
+            difference = v[high] - first
             if resets > 0:
                 while reset_lo < resets and scratch_resets[reset_lo] <= lo:
                     reset_lo += 1
@@ -107,9 +109,9 @@ def window_rate(
                     reset_hi += 1
                 for j in range(reset_lo, reset_hi):
                     difference += v[scratch_resets[j] - 1]
-            parts[0, s] = t[lo] - (t1 - range_ms)
-            parts[1, s] = t1 - t[hi - 1]
-            parts[2, s] = t[hi - 1] - t[lo]
+            parts[0, s] = t[low] - (t1 - range_ms)
+            parts[1, s] = t1 - t[high]
+            parts[2, s] = t[high] - t[low]
             parts[3, s] = count - 1
             parts[4, s] = first
             out[r, s] = difference
