@@ -101,6 +101,8 @@ def print_reads(server: Server, raw: int, start_ns: int, end_ns: int) -> None:
     reads: list[tuple[str, float, Callable[[], Asked], Callable[[Asked], int], str]] = [
         ("needle: a request id, no field named", 30, lambda: logs(f'{ALL} |= "{needle}"'), entries, "line"),
         ("absent id", 30, lambda: logs(f'{ALL} |= "0123456789abcdef0123456789abcdef"'), entries, "lines"),
+        ("absent word", 30, lambda: logs(f'{ALL} |= " nowhere "'), entries, "lines"),
+        ("absent value of a field", 30, lambda: logs(f'{ALL} | json | path="/no/such/path"'), entries, "lines"),
         ("substring /api/v1/orders, newest 1,000", 66, lambda: logs(f'{ALL} |= "/api/v1/orders"'), entries, "lines"),
         ("rare status, newest 1,000", 200, lambda: logs(ALL + ' |= `"status":504,`'), entries, "lines"),
         ("rare status by label, newest 1,000", 200, lambda: logs(f"{ALL} | json | status=504"), entries, "lines"),
@@ -125,8 +127,8 @@ def print_reads(server: Server, raw: int, start_ns: int, end_ns: int) -> None:
         asked = run()
         print_row(name, bar, asked, f"{count(asked):,} {unit}")
     for name, query in (
-        ("full scan, by columns", '|= "no such text"'),
-        ("full scan, a text over two fields", '|= `"GET","path":"/no such`'),
+        ("full scan, by columns", '|= "nosuchtext"'),
+        ("full scan, a text over two fields", '|= `"GET","path":"/nosuch`'),
         ("full scan, a regex without literals", "|~ `[#]{3}|[@]{3}`"),
         ("full scan, a regex for any case", "|~ `(?i)error|warn`"),
         ("full scan, a regex of many states", "|~ `(x|q).{6}[!$]`"),

@@ -38,6 +38,7 @@ from query.result import MatrixResult
 from tsdb.clock import Clock
 from tsdb.frame import LabelTable, SymbolOverlay
 from tsdb.logs.frame import Alike, IndexStats, LogFrame, LogReader, RunCounts
+from tsdb.logs.pruning import Clause
 from tsdb.matchers import Matcher, MatchOp
 
 PREFIX = "/loki/api/v1/"
@@ -66,6 +67,7 @@ class EmptyLogs:
         end_ns: int,  # noqa: ARG002
         *,
         needles: Sequence[bytes] = (),  # noqa: ARG002
+        clauses: Sequence[Clause] = (),  # noqa: ARG002
         backward: bool = True,  # noqa: ARG002
         ordered: bool = True,  # noqa: ARG002
     ) -> Iterator[LogFrame]:

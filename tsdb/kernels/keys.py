@@ -3,7 +3,8 @@
 A table is a power of two of 8-byte slots, at most half full: the upper 32 bits of the hash, then key number + 1
 (0 = empty slot). A slot only says where to look; the bytes decide.
 
-The hash is process-private (never stored, never sent), of the wyhash class: 128-bit products folded to 64 bits
+The hash is never sent, and stored in the filters of log parts only (docs/format/logs.md): changing it makes these say
+no to everything. It is of the wyhash class: 128-bit products folded to 64 bits
 over three lanes (https://github.com/wangyi-fudan/wyhash describes the family).
 """
 

@@ -20,12 +20,14 @@ from tsdb.kernels.log_columns import DELTA, DICT_MAX, HEX, IPS, NUMBERS, OTHER, 
 from tsdb.kernels.log_head import longest_words
 from tsdb.kernels.log_scan import find_at_begin
 from tsdb.logs.blobs import NO_INTS, BlobReader, BlobWriter
+from tsdb.logs.facts import EXACT_INT, ColumnFact, HashSet, Known, bounds_of, letters_in, seed_of
 from tsdb.logs.frame import Column, FieldKind, Texts, contains, gather, padded
 from tsdb.logs.needles import Place
 from tsdb.logs.regex.automaton import Kind, Run
 from tsdb.logs.text_types import (
     IPV6_BYTES,
     IPV6_RUN,
+    UUID_BYTES,
     UUID_RUN,
     UUID_SHAPE,
     UUID_WIDTH,
@@ -102,6 +104,11 @@ class Numbers(NamedTuple):
     ints: NDArray[np.int64]
 
 
+def _alphabet_of(entry: dict[str, Any]) -> frozenset[int] | None:
+    """Bytes that the regular texts of a column are made of; None = any."""
+    return Layout(*entry["f"]).alphabet if entry["t"] == "time" else _ALPHABETS.get(entry["t"])
+
+
 def spans_of(texts: Texts) -> Spans:
     """Texts as ranges."""
     return Spans(texts.data, texts.offsets[:-1], texts.offsets[1:] - texts.offsets[:-1])
@@ -117,6 +124,8 @@ class ColumnWriter:
     ----------
     blobs : where the bytes go
     ts_ns : (n,) int64        time of each row: a column may be a function of it
+    hashes : gets the values of named columns and the words of lines
+    base : METADATA for structured metadata: their words are not those of lines
     longest : (2,) int64        raised to the longest runs of letters and digits, and of these and dashes, of all values
         but ``hex_values`` and ``uuid_values``
 
@@ -126,8 +135,20 @@ class ColumnWriter:
     uuid_values : (16 x values,) uint8 of the UUID columns without exceptions
     """
 
-    def __init__(self, blobs: BlobWriter, ts_ns: NDArray[np.int64], longest: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        blobs: BlobWriter,
+        ts_ns: NDArray[np.int64],
+        longest: NDArray[np.int64],
+        hashes: HashSet,
+        base: Known = Known(0),
+    ) -> None:
         self._blobs = blobs
+        self._hashes = hashes
+        self._base = base
+        self._distinct = _NO_TEXTS  # of the last const or dict column
+        self._odd = _NO_TEXTS  # exceptions of the last column that may have some
+        self._bounds = (0, 0)  # of the last column of numbers, exceptions left out
         self._ts_ns = ts_ns
         self._numbers: list[Numbers] = []
         self._count = 0
@@ -136,8 +157,38 @@ class ColumnWriter:
         self.uuid_values: list[NDArray[np.uint8]] = []
 
     def _put_texts(self, texts: Texts) -> list[Any]:
-        longest_words(*texts, self._longest)
+        self._add_words(texts)
         return self._blobs.put_texts(texts)
+
+    def _add_words(self, texts: Texts) -> None:
+        longest_words(*texts, self._longest)
+        if not self._base & Known.METADATA:
+            self._hashes.add_words(texts)
+
+    def fact(self, name: str, values: Spans, entry: dict[str, Any]) -> ColumnFact:
+        """What the index can say of the column that was encoded last."""
+        known, label = self._base, name.encode()
+        odd = bool(entry.get("x"))
+        if entry.get("e"):  # a query compares what the escapes stand for
+            return ColumnFact(label, known)
+        type_ = entry["t"]
+        if type_ in ("const", "dict", "skel", "str"):
+            distinct = self._distinct if type_ in ("const", "dict") and not odd else None
+            spans = values if distinct is None else spans_of(distinct)
+            if self._hashes.add_values(*spans, seed_of(label, known)):
+                known |= Known.HASHED
+            bounds = None if distinct is None else bounds_of(distinct.to_list())
+            if bounds is not None:
+                return ColumnFact(label, known | Known.BOUNDED, *bounds)
+        elif type_ == "num" and max(map(abs, self._bounds)) < EXACT_INT:
+            low, high = (bound / 10.0 ** entry["s"] for bound in self._bounds)
+            others = bounds_of(self._odd.to_list()) if odd else (low, high)
+            if others is not None:
+                return ColumnFact(label, known | Known.BOUNDED, min(low, others[0]), max(high, others[1]))
+        elif type_ in ("hex", "uuid") and not odd:
+            width = UUID_BYTES if type_ == "uuid" else entry["w"] // 2
+            return ColumnFact(label, known | Known.RAW, width=width)
+        return ColumnFact(label, known)
 
     def encode(self, values: Spans, suspects: NDArray[np.int64] = NO_INTS) -> dict[str, Any]:
         """Add a column; what :class:`StoredColumn` needs to read it.
@@ -151,6 +202,8 @@ class ColumnWriter:
         number = self._count
         self._count += 1
         entry = self._encode(values, number)
+        if not self._base & Known.METADATA:
+            self._hashes.loose_letters |= letters_in(_alphabet_of(entry) or ())
         if len(suspects):
             texts = values.rows(suspects).texts()
             if (texts.data[: int(texts.offsets[-1])] == _BACKSLASH).any():
@@ -163,7 +216,8 @@ class ColumnWriter:
         stats, scale, enough, width, _ = self._measure(sample)
         if stats[kernels.EQUAL] == len(sample.starts) and kernels.all_equal(*values):
             text = values.rows(np.zeros(1, np.int64)).texts()
-            longest_words(*text, self._longest)
+            self._add_words(text)
+            self._distinct = text
             return {"t": "const", "v": text.text(0).decode("latin-1")}
         entry: dict[str, Any] | None = None
         distinct = len(self._number_distinct(sample)[1].offsets) - 1
@@ -199,9 +253,10 @@ class ColumnWriter:
 
     def _exceptions(self, values: Spans, good: NDArray[np.bool_]) -> list[Any] | None:
         rows = np.flatnonzero(~good)
+        self._odd = values.rows(rows).texts()
         if not len(rows):
             return None
-        return [len(rows), self._blobs.put_ints(rows, DELTA), self._put_texts(values.rows(rows).texts())]
+        return [len(rows), self._blobs.put_ints(rows, DELTA), self._put_texts(self._odd)]
 
     def _codes(self, codes: NDArray[np.uint8]) -> list[Any]:
         """Codes as they are, or moved to front where that leaves less entropy."""
@@ -220,6 +275,7 @@ class ColumnWriter:
 
     def _dictionary(self, values: Spans, codes: NDArray[np.int32], texts: Texts) -> dict[str, Any]:
         good = codes >= 0
+        self._distinct = texts
         return {
             "t": "dict",
             "d": self._put_texts(texts),
@@ -230,6 +286,8 @@ class ColumnWriter:
     def _number(
         self, values: Spans, number: int, scale: int, ints: NDArray[np.int64], good: NDArray[np.bool_]
     ) -> dict[str, Any]:
+        if good.any():
+            self._bounds = int(ints[good].min()), int(ints[good].max())
         others = [Numbers(TS, scale, self._ts_ns // 10 ** (SCALE_MAX - scale))]
         others += [known for known in self._numbers if known.scale == scale]
         best, cost = (PLAIN, TS), -1
@@ -535,7 +593,7 @@ class StoredColumn:
         """Bytes that its regular texts are made of; None = any."""
         if self.type == "num" and self._entry["s"] == 0:
             return _INTEGERS
-        return Layout(*self._entry["f"]).alphabet if self.type == "time" else _ALPHABETS.get(self.type)
+        return _alphabet_of(self._entry)
 
     @property
     def kind(self) -> Kind | None:

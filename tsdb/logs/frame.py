@@ -23,6 +23,9 @@ from tsdb.matchers import Matcher
 if TYPE_CHECKING:
     from tsdb.logs.regex.automaton import Automaton
 
+if TYPE_CHECKING:
+    from tsdb.logs.pruning import Clause
+
 ROWS_MAX = 8192
 """Most entries of one frame."""
 
@@ -305,6 +308,7 @@ class LogReader(Protocol):
         end_ns: int,
         *,
         needles: Sequence[bytes] = (),
+        clauses: Sequence[Clause] = (),
         backward: bool = True,
         ordered: bool = True,
     ) -> Iterator[LogFrame]:
@@ -316,6 +320,8 @@ class LogReader(Protocol):
         ----------
         needles : literals that every wanted line holds; frames without any such line may be left out, and within a
             frame the lines still have to be tested (``LogFrame.contains``)
+        clauses : tests of labels of which each holds for every wanted entry; as with needles, entries still have to
+            be tested
         ordered : False = the entries of a frame may come stream by stream, each ascending in time, which spares
             sorting them: enough for counting
         """

@@ -21,6 +21,7 @@ from tsdb.kernels.log_head import longest_words
 from tsdb.kernels.log_split import JSON, TEXT, VALUES_MAX, copy_columns, pick_values, split_lines
 from tsdb.logs.blobs import BlobReader, BlobWriter
 from tsdb.logs.columns import ColumnWriter, Spans, StoredColumn, spans_of
+from tsdb.logs.facts import ColumnFact, HashSet, Known, merged
 from tsdb.logs.frame import DETECTED_LEVEL, PAD_BYTES, Column, FieldKind, Format, Texts, contains, gather, padded
 from tsdb.logs.needles import plan_of
 from tsdb.logs.regex.automaton import Automaton
@@ -73,11 +74,19 @@ class Facts(NamedTuple):
     bloomed : hex and UUID columns without exceptions
     longest_word, longest_dashed : longest runs of letters and digits, and of these and dashes, anywhere but in these
         columns; the second counts hex columns too
+    format : of all lines
+    columns : of structured metadata, and of the fields of lines of a known format
+    words : what the hashes say of the words of lines (``HashSet.words``)
+    hashes : 8 bytes each, of values and words
     """
 
     bloomed: list[Bloomed]
     longest_word: int
     longest_dashed: int
+    format: Format
+    columns: list[ColumnFact]
+    words: int
+    hashes: NDArray[np.uint8]
 
     @property
     def hex_widths(self) -> int:
@@ -96,9 +105,17 @@ def encode_group(entries: Entries) -> tuple[list[bytes | memoryview], int, Facts
     n = len(entries)
     unit = next((u for u in _UNITS_NS if not (entries.ts_ns % u).any()), 1)
     head: dict[str, Any] = {"n": n, "unit": unit, "ts": blobs.put_ints(entries.ts_ns // unit, DELTA)}
-    head["text"], facts = _encode_lines(entries, blobs)
+    hashes = HashSet()
+    head["text"], bloomed, longest, fields = _encode_lines(entries, blobs, hashes)
+    columns: list[ColumnFact] = []
     if int(entries.metadata.offsets[-1]):
-        head["meta"] = _encode_metadata(entries, blobs)
+        head["meta"], more, columns = _encode_metadata(entries, blobs, hashes)
+        bloomed += more
+    patterns = [PatternHead(entry, "group") for entry in head["text"]["patterns"]]
+    format_ = _format_of(patterns, with_raw="raw" in head["text"])
+    columns = merged([*columns, *(fields if format_ is not Format.UNKNOWN else ())])
+    word, dashed = longest.tolist()
+    facts = Facts(bloomed, word, dashed, format_, columns, hashes.words, hashes.values())
     levels = np.unique(entries.levels)
     head["level"] = int(levels[0]) if len(levels) == 1 else blobs.put(entries.levels)
     packed = orjson.dumps(head)
@@ -109,7 +126,10 @@ def encode_group(entries: Entries) -> tuple[list[bytes | memoryview], int, Facts
     return parts, len(sizes) + place.size + blobs.size, facts
 
 
-def _encode_lines(entries: Entries, blobs: BlobWriter) -> tuple[dict[str, Any], Facts]:
+def _encode_lines(
+    entries: Entries, blobs: BlobWriter, hashes: HashSet
+) -> tuple[dict[str, Any], list[Bloomed], NDArray[np.int64], list[ColumnFact]]:
+    """(head of the lines, columns for the filter, longest words, what is known of the fields)."""
     data, starts, lengths = entries.lines
     starts = np.ascontiguousarray(starts)
     ends = starts + lengths
@@ -135,6 +155,7 @@ def _encode_lines(entries: Entries, blobs: BlobWriter) -> tuple[dict[str, Any], 
     ids = np.full(n, len(chosen), np.uint8)
     patterns = []
     bloomed: list[Bloomed] = []
+    fields: list[ColumnFact] = []
     longest = np.zeros(2, np.int64)
     for k, shape_number in enumerate(chosen.tolist()):
         model = int(models[shape_number])
@@ -155,12 +176,17 @@ def _encode_lines(entries: Entries, blobs: BlobWriter) -> tuple[dict[str, Any], 
             borders += [int(value_starts[v]), int(value_ends[v])]
         borders.append(int(ends[model]))
         literals = [data[a:b].tobytes() for a, b in zip(borders[::2], borders[1::2], strict=True)]
-        writer = ColumnWriter(blobs, entries.ts_ns[rows], longest)
+        writer = ColumnWriter(blobs, entries.ts_ns[rows], longest, hashes)
         suspects = np.flatnonzero(escaped[rows])
-        columns = [writer.encode(values, suspects) for values in _side_by_side(data, matrix_starts, matrix_lengths)]
+        names, _ = field_names(int(how[model]), tuple(literals)) or ([], [])
+        columns = []
+        for c, values in enumerate(_side_by_side(data, matrix_starts, matrix_lengths)):
+            columns.append(writer.encode(values, suspects))
+            if names:
+                fields.append(writer.fact(names[c], values, columns[-1]))
         longest_words(*Texts.of(literals), longest)
-        bloomed += [Bloomed(size, values) for size, values in writer.hex_values]
-        bloomed += [Bloomed(UUID_BYTES, values, is_uuid=True) for values in writer.uuid_values]
+        hashes.add_literals(literals)
+        bloomed += _bloomed(writer)
         patterns.append(
             {
                 "n": len(rows),
@@ -175,9 +201,10 @@ def _encode_lines(entries: Entries, blobs: BlobWriter) -> tuple[dict[str, Any], 
         texts = Spans(data, starts, lengths).rows(raw).texts()
         out["raw"] = blobs.put_texts(texts)
         longest_words(*texts, longest)
+        hashes.add_words(texts)
     if len(patterns) + (len(raw) > 0) > 1:
         out["ids"] = blobs.put(ids)
-    return out, Facts(bloomed, *longest.tolist())
+    return out, bloomed, longest, fields
 
 
 def _side_by_side(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[Spans]:
@@ -197,20 +224,34 @@ def _side_by_side(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: N
         yield Spans(out, offsets[c * n : (c + 1) * n], flat[c * n : (c + 1) * n])
 
 
-def _encode_metadata(entries: Entries, blobs: BlobWriter) -> list[dict[str, Any]]:
+def _bloomed(writer: ColumnWriter) -> list[Bloomed]:
+    """The columns whose values go to the filter as their bytes."""
+    found = [Bloomed(size, values) for size, values in writer.hex_values]
+    return found + [Bloomed(UUID_BYTES, values, is_uuid=True) for values in writer.uuid_values]
+
+
+def _encode_metadata(
+    entries: Entries, blobs: BlobWriter, hashes: HashSet
+) -> tuple[list[dict[str, Any]], list[Bloomed], list[ColumnFact]]:
+    """(head of the structured metadata, columns for the filter, what is known of all columns)."""
     pairs = split_metadata(entries.metadata)
-    out = []
+    out: list[dict[str, Any]] = []
+    bloomed: list[Bloomed] = []
+    facts: list[ColumnFact] = []
     for code, name in enumerate(pairs.names):
         chosen = np.flatnonzero(pairs.codes == code)
         rows, last = np.unique(pairs.rows[chosen][::-1], return_index=True)
         chosen = chosen[len(chosen) - 1 - last]  # of repeated names the last counts
         values = Spans(entries.metadata.data, pairs.starts[chosen], pairs.ends[chosen] - pairs.starts[chosen])
-        column = ColumnWriter(blobs, entries.ts_ns[rows], np.zeros(2, np.int64)).encode(values)
+        writer = ColumnWriter(blobs, entries.ts_ns[rows], np.zeros(2, np.int64), hashes, Known.METADATA)
+        column = writer.encode(values)
+        facts.append(writer.fact(name, values, column))
+        bloomed += _bloomed(writer)
         entry: dict[str, Any] = {"name": name, "n": len(rows), "col": column}
         if len(rows) < len(entries):
             entry["rows"] = blobs.put_ints(rows, DELTA)
         out.append(entry)
-    return out
+    return out, bloomed, facts
 
 
 @lru_cache(maxsize=4096)
@@ -308,6 +349,14 @@ class PatternHead:
         return tuple("e" in entry for entry in self.entries) if self.how == JSON else None
 
 
+def _format_of(patterns: list[PatternHead], *, with_raw: bool) -> Format:
+    """What all lines of a group are."""
+    hows = {pattern.how if pattern.fields is not None else 0 for pattern in patterns}
+    if with_raw or len(hows) != 1:
+        return Format.UNKNOWN
+    return {JSON: Format.JSON, TEXT: Format.LOGFMT}.get(hows.pop(), Format.UNKNOWN)
+
+
 class GroupHead:
     """The head of a group, parsed: what is worth keeping of it between two queries.
 
@@ -352,12 +401,7 @@ class GroupHead:
 
     @cached_property
     def format(self) -> Format:
-        if self.raw:
-            return Format.UNKNOWN
-        hows = {pattern.how if pattern.fields is not None else 0 for pattern in self.patterns}
-        if len(hows) != 1:
-            return Format.UNKNOWN
-        return {JSON: Format.JSON, TEXT: Format.LOGFMT}.get(hows.pop(), Format.UNKNOWN)
+        return _format_of(self.patterns, with_raw=bool(self.raw))
 
     @cached_property
     def field_names(self) -> tuple[str, ...]:

@@ -29,8 +29,10 @@ from tsdb.kernels.log_columns import DELTA
 from tsdb.kernels.log_head import BITS_PER_VALUE, bloom_add, bloom_ask
 from tsdb.logs.blobs import BlobReader, BlobWriter
 from tsdb.logs.columns import Spans
+from tsdb.logs.facts import ColumnFact, hash_of, letters_in
 from tsdb.logs.frame import ROWS_MAX, Texts, gather
 from tsdb.logs.group import LINE_BYTES_MAX, Entries, GroupHead, StoredRows, encode_group
+from tsdb.logs.pruning import Clause, ColumnIndex, put_facts
 from tsdb.logs.rows import join_texts
 from tsdb.logs.text_types import UUID_WIDTH, is_uuid
 
@@ -45,8 +47,12 @@ TIMES_MAX = 256
 
 DATA, INDEX, BLOOM = "data", "index", "bloom"
 _HEAD = struct.Struct("<II")
+HASH_BYTES = 8
 _WORD = re.compile(rb"[0-9A-Za-z]+")
 _DASHED = re.compile(rb"[0-9A-Za-z]*-[0-9A-Za-z-]*")
+_WHOLE_WORD = re.compile(rb"(?<=[^A-Za-z])[A-Za-z]+(?=[^A-Za-z])")
+"""A word of a text that is one of every line with that text too: the text says what stands on both sides of it."""
+
 _HEX = re.compile(rb"[0-9a-f]+")
 
 T = TypeVar("T")
@@ -96,6 +102,7 @@ def write_part(store: BlockStore, key: str, rows: Rows, registry: SeriesRegistry
     parts: list[bytes | memoryview] = []
     group_columns: list[list[int]] = []
     blooms: list[NDArray[np.uint8]] = []
+    columns: list[tuple[int, ColumnFact]] = []
     at = bloom_at = 0
     for first, last in pairwise(cuts):
         entries = Entries(
@@ -105,18 +112,21 @@ def write_part(store: BlockStore, key: str, rows: Rows, registry: SeriesRegistry
             levels[first:last],
         )
         made, size, facts = encode_group(entries)
-        bloom = np.zeros(-(-sum(len(b.values) // b.size for b in facts.bloomed) * BITS_PER_VALUE // 64) * 8, np.uint8)
-        for column in facts.bloomed:
-            bloom_add(column.values, column.size, bloom)
+        filtered = [(column.values, column.size) for column in facts.bloomed] + [(facts.hashes, HASH_BYTES)]
+        bloom = np.zeros(-(-sum(len(v) // size for v, size in filtered) * BITS_PER_VALUE // 64) * 8, np.uint8)
+        for values, size_of_one in filtered:
+            bloom_add(values, size_of_one, bloom)
+        columns += [(len(blooms), fact) for fact in facts.columns]
         blooms.append(bloom)
         words = [facts.longest_word, facts.hex_widths]
         dashed = [facts.longest_dashed, int(facts.has_uuids)]
-        group_columns.append([at, size, last - first, *words, bloom_at, len(bloom), *dashed])
+        known = [int(facts.format), facts.words]
+        group_columns.append([at, size, last - first, *words, bloom_at, len(bloom), *dashed, *known])
         parts.extend(made)
         at += size
         bloom_at += len(bloom)
     data = np.frombuffer(b"".join(parts), np.uint8)
-    index = _encode_index([names[i] for i in by_name], group_columns, cuts, stream, ts_ns, sizes)
+    index = _encode_index([names[i] for i in by_name], group_columns, columns, cuts, stream, ts_ns, sizes)
     facts_ms = {
         "min_ms": int(ts_ns.min() // 1_000_000),
         "max_ms": int(ts_ns.max() // 1_000_000),
@@ -153,6 +163,7 @@ def _cuts(sizes: NDArray[np.int64]) -> list[int]:
 def _encode_index(
     names: list[bytes],
     groups: list[list[int]],
+    columns: list[tuple[int, ColumnFact]],
     cuts: list[int],
     stream: NDArray[np.int64],
     ts_ns: NDArray[np.int64],
@@ -168,6 +179,7 @@ def _encode_index(
         "streams": blobs.put_texts(Texts.of(names)),
         "groups": [blobs.put_ints(np.array(column, np.int64)) for column in zip(*groups, strict=True)],
         "n_groups": len(groups),
+        "columns": put_facts(blobs, columns),
         "n_runs": len(first),
         "runs": [
             blobs.put_ints(np.searchsorted(cuts, first, "right") - 1, DELTA),
@@ -258,7 +270,11 @@ class Part:
         ) = [blobs.ints(entry, groups) for entry in head["groups"][:7]]  # fmt: skip
         self._dashed, self._uuids = np.full(groups, LINE_BYTES_MAX), np.ones(groups, np.int64)
         if len(head["groups"]) > 7:  # else a part from before UUIDs had a type
-            self._dashed, self._uuids = (blobs.ints(entry, groups) for entry in head["groups"][7:])
+            self._dashed, self._uuids = (blobs.ints(entry, groups) for entry in head["groups"][7:9])
+        formats, self._words = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
+        if len(head["groups"]) > 9:  # else a part from before columns were known here
+            formats, self._words = (blobs.ints(entry, groups) for entry in head["groups"][9:11])
+        self._columns = ColumnIndex(blobs, head.get("columns"), formats)
         group, stream, rows, min_ns, span, size = (blobs.ints(entry, runs) for entry in head["runs"])
         self.runs = Runs(group, refs[stream].astype(np.int64), rows, min_ns, min_ns + span, size)
         self._first_run = np.searchsorted(group, np.arange(groups + 1))
@@ -289,30 +305,41 @@ class Part:
             if inside.all():
                 continue
             half = len(word) // 2
-            found = np.zeros(len(groups), np.uint8)
-            wider = np.zeros(len(groups), np.bool_)
+            found, wider = np.zeros(len(groups), np.bool_), np.zeros(len(groups), np.bool_)
             if _HEX.fullmatch(word):
                 wider = (self._widths[groups] >> min(half + 1, 63)) != 0
                 if len(word) % 2 == 0:
-                    value = np.frombuffer(bytes.fromhex(word.decode()), np.uint8)
-                    bits = self._container.array(BLOOM)
-                    bloom_ask(value, bits, self._bloom_first[groups], self._bloom_size[groups], found)
-            maybe &= inside | wider | found.view(np.bool_)
+                    found = self._ask(np.frombuffer(bytes.fromhex(word.decode()), np.uint8), groups)
+            maybe &= inside | wider | found
         for word in {word for needle in needles for word in _DASHED.findall(needle)}:
             inside = self._dashed[groups] >= len(word)
             if not inside.all():
                 maybe &= inside | self._may_hold_uuid(word, groups)
+        for word in {word for needle in needles for word in _WHOLE_WORD.findall(needle)}:
+            letters = self._words[groups] >> 1
+            inside = (self._words[groups] == 0) | (letters_in(word) & ~letters == 0)
+            if not inside.all():
+                maybe &= inside | self._ask(hash_of(word), groups)
         return maybe
+
+    def may_pass(self, clauses: Sequence[Clause], groups: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of some groups, ascending, may have an entry for which each clause holds, by their columns alone."""
+        maybe = np.ones(len(groups), np.bool_)
+        for clause in clauses:
+            maybe &= self._columns.may_pass(clause, groups, self._ask)
+        return maybe
+
+    def _ask(self, value: NDArray[np.uint8], groups: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """In the filters of which groups a value may be."""
+        found = np.zeros(len(groups), np.uint8)
+        bloom_ask(value, self._container.array(BLOOM), self._bloom_first[groups], self._bloom_size[groups], found)
+        return found.view(np.bool_)
 
     def _may_hold_uuid(self, word: bytes, groups: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of some groups may have a UUID with a word in it."""
         if not is_uuid(word):
             return np.asarray((self._uuids[groups] != 0) & (len(word) < UUID_WIDTH), np.bool_)
-        found = np.zeros(len(groups), np.uint8)
-        value = np.frombuffer(bytes.fromhex(word.replace(b"-", b"").decode()), np.uint8)
-        bits = self._container.array(BLOOM)
-        bloom_ask(value, bits, self._bloom_first[groups], self._bloom_size[groups], found)
-        return found.view(np.bool_)
+        return self._ask(np.frombuffer(bytes.fromhex(word.replace(b"-", b"").decode()), np.uint8), groups)
 
     def open(self, group: int) -> StoredRows:
         """One group.

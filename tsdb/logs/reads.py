@@ -12,6 +12,7 @@ from tsdb.errors import CorruptionError
 from tsdb.frame import LabelTable
 from tsdb.index.registry import SeriesRegistry
 from tsdb.logs.frame import Alike, IndexStats, LogFrame, RunCounts
+from tsdb.logs.pruning import Clause
 from tsdb.logs.select import Selection
 from tsdb.matchers import Matcher
 
@@ -43,6 +44,7 @@ class LogReads(ABC):
         end_ns: int,
         *,
         needles: Sequence[bytes] = (),
+        clauses: Sequence[Clause] = (),
         backward: bool = True,
         ordered: bool = True,
     ) -> Iterator[LogFrame]:
@@ -53,7 +55,7 @@ class LogReads(ABC):
         CorruptionError        a damaged group; what was yielded before is good
         """
         selection = self._selection(matchers, start_ns, end_ns)
-        return self._told(selection.frames(needles=needles, backward=backward, ordered=ordered))
+        return self._told(selection.frames(needles=needles, clauses=clauses, backward=backward, ordered=ordered))
 
     def condensed(
         self, matchers: Sequence[Matcher], start_ns: int, end_ns: int, alike: Alike

@@ -13,7 +13,8 @@ from tsdb.logs.buffer import Buffer
 from tsdb.logs.deletions import Deletion, Eraser
 from tsdb.logs.frame import ROWS_MAX, Alike, LogFrame, RunCounts
 from tsdb.logs.part import Part, Rows
-from tsdb.matchers import Matcher
+from tsdb.logs.pruning import Clause
+from tsdb.matchers import Matcher, MatchOp
 
 
 class View(NamedTuple):
@@ -133,6 +134,11 @@ class Selection:
         whole = (count == part.run_counts[numbers]) & (low_ns >= self._start_ns) & (high_ns < self._end_ns)
         return _Groups(part, numbers, low_ns, high_ns, whole)
 
+    def _has_label(self, name: str) -> bool:
+        """Whether any wanted stream has a label."""
+        refs = self._registry.find([Matcher(name, MatchOp.NOT_EQUAL, "")])
+        return bool(self._wanted[refs[refs < len(self._wanted)]].any())
+
     def _pieces(self, groups: Sequence[_Groups]) -> list[_Piece]:
         """Pieces of some groups, by age of their parts, and of all buffers."""
         pieces = []
@@ -150,12 +156,20 @@ class Selection:
         return pieces
 
     def frames(
-        self, *, needles: Sequence[bytes] = (), backward: bool = True, ordered: bool = True
+        self,
+        *,
+        needles: Sequence[bytes] = (),
+        clauses: Sequence[Clause] = (),
+        backward: bool = True,
+        ordered: bool = True,
     ) -> Iterator[LogFrame]:
         """All entries: see ``LogReader.select``."""
         groups = [self._groups_of(part) for part in self._parts]
         if needles:
             groups = [some.choose(some.part.may_hold(needles, some.numbers)) for some in groups]
+        clauses = [clause for clause in clauses if not any(self._has_label(test.label) for test in clause)]
+        if clauses:
+            groups = [some.choose(some.part.may_pass(clauses, some.numbers)) for some in groups]
         return self._read(self._pieces(groups), backward=backward, ordered=ordered)
 
     def _read(self, pieces: list[_Piece], *, backward: bool, ordered: bool) -> Iterator[LogFrame]:

@@ -12,6 +12,7 @@ from query.logql.ast import Grouping, LogQuery, Stage
 from query.logql.engine.batch import Batch, Origin
 from query.logql.engine.interval import Spaced
 from query.logql.engine.parse_fields import read_pending
+from query.logql.engine.prune import clauses_of
 from query.logql.engine.stages import is_filter, needles_of, run_stages
 from query.logql.engine.wanted import wanted_labels
 from tsdb.logs.frame import LogFrame, LogReader
@@ -80,8 +81,10 @@ def select_entries(
     total = 0
     border_ns: int | None = None  # time of the last line that the answer can hold, as far as we have seen
     spaced = Spaced(interval_ns, limit, backward=backward) if interval_ns else None
-    needles = needles_of(query.stages)
-    for frame in reader.select(query.matchers, start_ns, end_ns, needles=needles, backward=backward, ordered=False):
+    needles, clauses = needles_of(query.stages), clauses_of(query.stages)
+    for frame in reader.select(
+        query.matchers, start_ns, end_ns, needles=needles, clauses=clauses, backward=backward, ordered=False
+    ):
         check_time()
         if border_ns is not None:
             frame = frame.take(_within(frame.ts_ns, border_ns, backward))

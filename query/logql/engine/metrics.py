@@ -34,6 +34,7 @@ from query.logql.ast import (
 )
 from query.logql.engine.batch import Batch
 from query.logql.engine.entries import Scanned
+from query.logql.engine.prune import clauses_of
 from query.logql.engine.samples import Samples, Sorted, Windowed
 from query.logql.engine.series import SeriesNumbers
 from query.logql.engine.stages import needles_of, number_of, run_stages
@@ -175,8 +176,9 @@ class MetricEvaluator:
         """Batches of all windows (or of some frames) that have lines left after ``work``."""
         query = log_range.query
         start_ns, end_ns = self._bounds(log_range)
+        needles, clauses = needles_of(query.stages), clauses_of(query.stages)
         for frame in frames or self._reader.select(
-            query.matchers, start_ns, end_ns, needles=needles_of(query.stages), backward=False, ordered=False
+            query.matchers, start_ns, end_ns, needles=needles, clauses=clauses, backward=False, ordered=False
         ):
             self._ctx.check_time()
             self._scanned.lines += len(frame)

@@ -7,19 +7,26 @@ from query.logql.ast import (
     DropLabels,
     Grouping,
     IpFilter,
+    JsonParser,
     KeepLabels,
     LabelFilter,
     LabelFormat,
     LabelPredicate,
     LineFormat,
+    LogfmtParser,
     NumberFilter,
+    PatternParser,
+    RegexpParser,
     Stage,
     TextFilter,
+    UnpackParser,
     Unwrap,
 )
 from query.logql.engine.batch import ERROR, ERROR_DETAILS
 from query.logql.engine.stages import template_fields
 from tsdb.matchers import Matcher
+
+_PARSERS = (JsonParser, LogfmtParser, PatternParser, RegexpParser, UnpackParser)
 
 
 def predicate_labels(predicate: LabelPredicate) -> set[str]:
@@ -42,7 +49,7 @@ def wanted_labels(stages: tuple[Stage, ...], unwrap: Unwrap | None, grouping: Gr
         found.add(unwrap.name)
         for later in unwrap.filters:
             found |= predicate_labels(later.predicate)
-    for stage in stages:
+    for k, stage in enumerate(stages):
         if isinstance(stage, LabelFilter):
             found |= predicate_labels(stage.predicate)
         elif isinstance(stage, LineFormat):
@@ -51,6 +58,8 @@ def wanted_labels(stages: tuple[Stage, ...], unwrap: Unwrap | None, grouping: Gr
                 return None
             found |= fields
         elif isinstance(stage, LabelFormat):
+            if any(isinstance(later, _PARSERS) for later in stages[k + 1 :]):
+                found |= {assignment.target for assignment in stage.assignments}  # it decides how a field is called
             for assignment in stage.assignments:
                 fields = frozenset((assignment.value,)) if assignment.rename else template_fields(assignment.value)
                 if fields is None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tests.query.memory_storage import MemorySymbols
 from tsdb.frame import LabelTable
 from tsdb.logs.frame import Alike, Column, FieldKind, Format, IndexStats, LogFrame, RunCounts, Texts, contains
+from tsdb.logs.pruning import Clause
 from tsdb.logs.regex.automaton import Automaton
 from tsdb.logs.regex.walk import search_texts
 from tsdb.matchers import Matcher
@@ -100,6 +101,7 @@ class MemoryLogs:
         end_ns: int,
         *,
         needles: Sequence[bytes] = (),
+        clauses: Sequence[Clause] = (),
         backward: bool = True,
         ordered: bool = True,
     ) -> Iterator[LogFrame]:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tsdb.block.container import Container
 from tsdb.db import TSDB, StoreConfig, TenantConfig
 from tsdb.errors import CorruptionError
 from tsdb.labels import Labels
@@ -412,7 +413,7 @@ def test_parts_that_cannot_be_joined_stay_and_age(tmp_path: Path) -> None:
     db.log.close()  # no other goodbye: closing joins
     path = sorted((tmp_path / "tenants/default/logs").glob("block-*"))[1]
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[Container(memoryview(bytes(data)), "part").frame_offset("data", 0) + 9] ^= 1
     path.write_bytes(data)
     again = open_db(tmp_path, retention_ms=25)
     logs = again.tenant("default").logs
