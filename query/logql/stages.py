@@ -41,6 +41,8 @@ from tsdb.matchers import Matcher
 
 _LINE_OPS = frozenset(op.value for op in FilterOp)
 _COMPARISONS = {"=": "==", "==": "==", "!=": "!=", ">": ">", ">=": ">=", "<": "<", "<=": "<="}
+_ERROR = "__error__"
+"""Written by stages that fail only; a pipeline that set it itself would hide lines from filters of errors."""
 _CONVERSIONS = frozenset(("bytes", "duration", "duration_seconds"))
 NO_MATCHER = (
     "queries require at least one regexp or equality matcher that does not have an empty-compatible value. For "
@@ -221,6 +223,8 @@ class StageParser(TokenCursor):
                 break
         targets = [assignment.target for assignment in found]
         for target in targets:
+            if target == _ERROR:
+                self.fail(f"{_ERROR} cannot be formatted", start)
             if targets.count(target) > 1:
                 self.fail(f"multiple label name '{target}' not allowed in a single format operation", start)
         return LabelFormat(tuple(found), Span(start, self.end()))

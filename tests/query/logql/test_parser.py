@@ -43,6 +43,11 @@ NEEDS = (
             "parse error : unexpected literal for left leg of logical/set binary operation (and): 1",
         ),
         ('{a="b"} | regexp "x+"', "parse error at line 1, col 9: at least one named capture must be supplied"),
+        ('{a="b"} | label_format x=y, __error__=y', "parse error at line 1, col 9: __error__ cannot be formatted"),
+        (
+            '{a="b"} | label_format x=y, x=z',
+            "parse error at line 1, col 9: multiple label name 'x' not allowed in a single format operation",
+        ),
         (
             '{a="b"} | approx > ip("x")',
             "parse error at line 1, col 20: syntax error: unexpected ip, expecting BYTES or NUMBER or DURATION",
