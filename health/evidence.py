@@ -100,6 +100,8 @@ def reason_text(evidence: Mapping[str, Scalar]) -> str:
         said = f"{evidence['action']} by {evidence.get('author', '?')}"
         return said + (f": {evidence['comment']}" if evidence.get("comment") else "")
     if "attempts" in evidence:
+        if not evidence["attempts"]:
+            return "no attempt seen since the last step"
         return f"{evidence.get('errors', 0)} of {evidence['attempts']} probes failed"
     return ""
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from health.detectors import broken_observers, detect, hard_failures, rising_share
 from health.envoy import envoy_flags
-from health.evidence import conditions, counterfactual, summary
+from health.evidence import conditions, counterfactual, sentence, summary
 from health.policy import EnvoyRule, HardRule, LatencyRule, Policy, Rule
-from health.verdicts import Detector, ServiceState, State
+from health.verdicts import Detector, Kind, ServiceState, State
 from health.window import LatencySums
 from tests.health.builders import POLICY, counts, ejected, healthy, service, signals, topology
 from tests.reference.health_window import envoy_failure_percentage, envoy_success_rate
@@ -331,3 +331,9 @@ def test_what_a_real_envoy_decided():
             if event["type"] == "SUCCESS_RATE":  # whole numbers in the event log
                 assert event["cluster_success_rate_ejection_threshold"] == int(thresholds[0])
     assert decided == {"SUCCESS_RATE", "FAILURE_PERCENTAGE"}
+
+
+def test_a_step_says_what_probes_met_also_when_there_were_none():
+    met = {"errors": 1, "attempts": 40, "baseline_hi": 0.1}
+    assert sentence(Kind.RAMP, None, met) == "1 of 40 probes failed"
+    assert sentence(Kind.RAMP, None, {**met, "errors": 0, "attempts": 0}) == "no attempt seen since the last step"
