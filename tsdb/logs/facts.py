@@ -37,9 +37,6 @@ class Known(IntFlag):
     RAW = 8  # every value is a hex id or UUID of ``width`` bytes, in the filter as its bytes
 
 
-ALL_LETTERS = (1 << 26) - 1
-
-
 def letters_in(bytes_: Iterable[int]) -> int:
     """Bit k is set where letter k of the alphabet, of either case, is among some bytes."""
     return sum({1 << (c | 0x20) - 0x61 for c in bytes_ if 0x61 <= c | 0x20 <= 0x7A})
