@@ -522,9 +522,9 @@ class StoredColumn:
     def spans(self, rows: NDArray[np.int64]) -> Spans:
         """The texts of some rows."""
         base = self._regular(rows)
-        odd_rows, odd = self.odd()
-        if not len(odd_rows):
+        if not self._entry.get("x"):
             return base
+        odd_rows, odd = self.odd()
         at = np.searchsorted(odd_rows, rows)
         at[at == len(odd_rows)] = 0
         hit = odd_rows[at] == rows

@@ -87,7 +87,8 @@ def select_entries(
     ):
         check_time()
         if border_ns is not None:
-            frame = frame.take(_within(frame.ts_ns, border_ns, backward))
+            inside = _within(frame.ts_ns, border_ns, backward)
+            frame = frame if inside.all() else frame.take(inside)
         scanned.lines += len(frame)
         batch = Batch(frame, wanted)
         run_stages(batch, filters, now_ns)
@@ -118,8 +119,10 @@ def _prune(kept: list[LogFrame], limit: int, backward: bool) -> int:
     times = np.concatenate([frame.ts_ns for frame in kept])
     place = len(times) - limit if backward else limit - 1
     border_ns = int(np.partition(times, place)[place])
-    cut = [frame.take(_within(frame.ts_ns, border_ns, backward)) for frame in kept]
-    kept[:] = [frame for frame in cut if len(frame)]
+    inside = [_within(frame.ts_ns, border_ns, backward) for frame in kept]
+    kept[:] = [
+        frame if mask.all() else frame.take(mask) for frame, mask in zip(kept, inside, strict=True) if mask.any()
+    ]
     return border_ns
 
 
