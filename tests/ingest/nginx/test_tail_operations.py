@@ -50,6 +50,18 @@ def paths(world: World) -> list[str]:
     return sorted(json.loads(text)["path"] for text in world.lines())
 
 
+def forbid(patch: pytest.MonkeyPatch, log: Path) -> None:
+    """Let nobody open a file."""
+    allowed = os.open
+
+    def refuse(path: Any, *rest: Any) -> int:
+        if str(path) == str(log):
+            raise PermissionError(13, "Permission denied", str(path))
+        return allowed(path, *rest)
+
+    patch.setattr(tailed.os, "open", refuse)
+
+
 def test_deleted_and_made_anew(worlds: Any, tmp_path: Path) -> None:
     log = tmp_path / "access.log"
     write(log, line(path="/1"))
@@ -77,15 +89,8 @@ def test_a_file_that_may_not_be_read_yet(worlds: Any, tmp_path: Path, monkeypatc
     write(log, line(path="/1"))
     write(tmp_path / "other.log", line(path="/other"))
     world = worlds()
-    allowed = os.open
-
-    def refuse(path: Any, *rest: Any) -> int:
-        if str(path) == str(log):
-            raise PermissionError(13, "Permission denied", str(path))
-        return allowed(path, *rest)
-
     with monkeypatch.context() as patch:
-        patch.setattr(tailed.os, "open", refuse)
+        forbid(patch, log)
         world.read()
         assert paths(world) == ["/other"], "the others are read"
         assert world.tally.snapshot()[Reason.FILE_UNREADABLE] >= 1
@@ -102,15 +107,8 @@ def test_rotated_to_a_file_that_may_not_be_read(worlds: Any, tmp_path: Path, mon
     write(log, line(path="/2"))
     log.rename(tmp_path / "access.log.1")
     write(log, line(path="/3"))
-    allowed = os.open
-
-    def refuse(path: Any, *rest: Any) -> int:
-        if str(path) == str(log):
-            raise PermissionError(13, "Permission denied", str(path))
-        return allowed(path, *rest)
-
     with monkeypatch.context() as patch:
-        patch.setattr(tailed.os, "open", refuse)
+        forbid(patch, log)
         world.read()
         assert paths(world) == ["/1", "/2"]
     world.read()
