@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -37,6 +37,7 @@ from tsdb.tenant import FAILOVER_MS, BeginGeneration, DeleteOperation, Tenant
 from tsdb.wal.framing import TIME_NONE, Record
 from tsdb.wal.log import QUEUE_BYTES_MAX, SEGMENT_BYTES, Gatherer, Leader, LocalLog, SyncMode
 from tsdb.wal.records import Deletion
+from tsdb.wal.step import Step
 
 log = logging.getLogger(__name__)
 
@@ -143,23 +144,6 @@ class _CutOperation:
     def apply(self, position: int) -> HeadCut:
         """Run between two writes."""
         return self._shard.begin_cut(self._border_ms, position)
-
-
-class _PublishOperation:
-    """Run the last step of a cut between two writes."""
-
-    n_bytes = 0
-
-    def __init__(self, step: Callable[[], None]) -> None:
-        self._step = step
-
-    def records(self, segment: int) -> list[Record]:  # noqa: ARG002
-        """Nothing to log."""
-        return []
-
-    def apply(self, position: int) -> None:  # noqa: ARG002
-        """Swap the list of blocks and let the head forget."""
-        self._step()
 
 
 class TSDB:
@@ -469,7 +453,7 @@ class TSDB:
             cut = self.log.submit(_CutOperation(shard, border_ms)).result()
             blocks = shard.write_cut(cut)
             manifest = shard.commit_cut(cut, blocks)
-            self.log.submit(_PublishOperation(lambda: shard.publish(manifest, blocks, border_ms))).result()
+            self.log.submit(Step(lambda: shard.publish(manifest, blocks, border_ms))).result()
             self.cuts += 1
 
     def delete(self, tenant: Tenant, deletion: Deletion) -> None:

@@ -25,8 +25,8 @@ from tsdb.limits import SeriesLimits
 
 MERGED_CHUNK_SAMPLES_MAX = 960
 """Most samples of a chunk of a merged block: 4 h at 15 s. A chunk costs 16 to 40 bytes of head and 21 of descriptor
-whatever it holds; 120 samples leave half a byte a sample of that (``python -m benchmarks.compaction``). The price: a narrow
-query decodes a whole chunk."""
+whatever it holds; 120 samples leave half a byte a sample of that (``python -m benchmarks.compaction``). The price: a
+narrow query decodes a whole chunk."""
 
 SAMPLES_AT_ONCE_MAX = 1 << 19
 """Samples that a merge holds decoded: about 50 MB with their encoded form; one series may be more than that."""

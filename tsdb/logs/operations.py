@@ -1,4 +1,4 @@
-"""What a log store writes to the process' one log: batches, requests to delete, and steps between two writes."""
+"""What a log store writes to the process' one log: batches and requests to delete."""
 
 from __future__ import annotations
 
@@ -81,20 +81,3 @@ class DeleteOperation:
     def apply(self, position: int) -> None:
         """In force."""
         self._apply(position)
-
-
-class Step:
-    """Something that has to run between two writes."""
-
-    n_bytes = 0
-
-    def __init__(self, step: Callable[[], None]) -> None:
-        self._step = step
-
-    def records(self, segment: int) -> list[Record]:  # noqa: ARG002
-        """Nothing to log."""
-        return []
-
-    def apply(self, position: int) -> None:  # noqa: ARG002
-        """Run it."""
-        self._step()

@@ -29,7 +29,7 @@ from tsdb.logs.batch import LogBatch, decode_rows
 from tsdb.logs.buffer import BATCH_BYTES_MAX, BATCH_ROWS_MAX, LINE_BYTES_FULL, ROWS_FULL, Buffer
 from tsdb.logs.deletions import DELETIONS_MAX, Deletion, Eraser, decode_deletion, encode_cancel, encode_deletion
 from tsdb.logs.frame import gather
-from tsdb.logs.operations import LOG_SHARD, AppendOperation, DeleteOperation, Step
+from tsdb.logs.operations import LOG_SHARD, AppendOperation, DeleteOperation
 from tsdb.logs.part import Part, Rows, write_part
 from tsdb.logs.reads import LogReads
 from tsdb.logs.repeats import Repeats
@@ -41,6 +41,7 @@ from tsdb.matchers import Matcher, MatchOp
 from tsdb.wal.framing import Record
 from tsdb.wal.log import LocalLog
 from tsdb.wal.records import Kind, decode_series, encode_series
+from tsdb.wal.step import Step
 
 log = logging.getLogger(__name__)
 

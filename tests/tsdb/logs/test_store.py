@@ -22,10 +22,10 @@ from tsdb.logs import batch as batch_module
 from tsdb.logs import part as part_module
 from tsdb.logs.batch import LogBatch, decode_rows, encode_batch, encode_rows
 from tsdb.logs.frame import Texts
-from tsdb.logs.operations import Step
 from tsdb.logs.settings import LogLimits
 from tsdb.logs.store import LogStore
 from tsdb.matchers import Matcher, MatchOp
+from tsdb.wal.step import Step
 
 END = 1 << 62
 MS = 1_000_000
